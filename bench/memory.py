@@ -3,8 +3,9 @@
 Each start of an engine has a cgroup of its own, whose limit is a share of the model's file, and a disk without cached
 files. llama.cpp maps its file. freedive gets a budget (FREEDIVE_MEMORY) that it may exceed by 5% within the limit, and
 has packed its store before. Both read the same random weights, whose experts are chosen with equal frequencies (the
-worst case of a cache) or with those of Zipf's law: see bench/routing.py. The engines take turns; each round has other
-prompts. Prints tables of medians and ratios; writes them, a JSON file with every value, and a picture.
+worst case of a cache), with those of Zipf's law or with recorded ones: see bench/routing.py. The engines take turns;
+each round has other prompts. Prints tables of medians and ratios; writes them, a JSON file with every value, and a
+picture.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from measure import in_turns
 from memory_report import PEAK, PLANNED, READ, draw, markdown, summary
 from peers import QUIET_LOAD
 from random_models import discard, layers_for, random_model
-from routing import EXPONENTS, top_share
+from routing import ROUTINGS, UNIFORM, ZIPF, top_share
 from shapes import SHAPES, VOCAB
 from workers import FOLDER, Worker
 from workloads import BATCH, START_TO_FIRST_TOKEN, Prompts, Workload
@@ -98,7 +99,7 @@ def planned(checkpoint: Path, threads: int, budget: float, routing: str) -> dict
     command = [sys.executable, "-m", "freedive", "plan", str(checkpoint), "--json"]
     told = json.loads(subprocess.run(command, env=os.environ | given, capture_output=True, check=True).stdout)["speed"]
     speeds = {work.name: work.prompt / told["first_token_s"][str(work.prompt)] for work in PREFILLS}
-    speeds[DECODE.name] = told["worst" if routing == "uniform" else "usual"]
+    speeds[DECODE.name] = told["worst" if routing == UNIFORM else "usual"]
     return {f"{name}: {PLANNED}": speed for name, speed in speeds.items()}
 
 
@@ -194,7 +195,7 @@ def choices(path: Path, threads: int, budget: float) -> tuple[dict[str, Any], di
 
 def main(
     models: Annotated[str, typer.Option(help=f"Of {', '.join(SHAPES)}.")] = "qwen3-moe,gpt-oss",
-    routings: Annotated[str, typer.Option(help=f"Of {', '.join(EXPONENTS)}.")] = ",".join(EXPONENTS),
+    routings: Annotated[str, typer.Option(help=f"Of {', '.join(ROUTINGS)}.")] = f"{UNIFORM},{ZIPF}",
     gigabytes: Annotated[float, typer.Option(help="Of each model's file.")] = 6,
     budgets: Annotated[str, typer.Option(help="Shares of the file.")] = "0.75,0.5,0.25",
     engines: Annotated[str, typer.Option(help=f"Of {', '.join(RACING)}.")] = ",".join(RACING),

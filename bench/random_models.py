@@ -54,7 +54,7 @@ QUANTIZATION = {
 def random_model(name: str, form: str, num_layers: int = 0, routing: str = "") -> Path:
     """Returns the model ``name`` of :data:`SHAPES` in ``form``, a GGUF file or a folder; makes it unless it exists.
 
-    ``num_layers`` is that of the shape if it is 0; ``routing`` is one of :data:`routing.EXPONENTS`, or what random
+    ``num_layers`` is that of the shape if it is 0; ``routing`` is one of :data:`routing.ROUTINGS`, or what random
     weights give. One tensor at a time is in memory.
     """
     shape = SHAPES[name]

@@ -24,10 +24,10 @@ from freedive.checkpoint.model_folder import (
     read_model_folder,
     write_description,
 )
-from freedive.checkpoint.packed import LAYOUT, PackedExperts, store_bytes
+from freedive.checkpoint.packed import LAYOUT, store_bytes
 from freedive.checkpoint.tensor import Checkpoint
-from freedive.checkpoint.weight_store import DamagedStore, WeightStore, open_store, remove_others, write_store
-from freedive.config import EngineConfig, EngineSettings
+from freedive.checkpoint.weight_store import DamagedStore, open_store, remove_others, write_store
+from freedive.config import EngineConfig, EngineSettings, settings_text
 from freedive.engine.engine import Engine
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pooling
@@ -39,13 +39,14 @@ from freedive.errors import Unavailable, UserError
 from freedive.files import quote, read_json
 from freedive.hub.cache import packed_path, pages_folder
 from freedive.hub.catalogue import entry_for
-from freedive.hub.disks import disk_speed
+from freedive.hub.paging import paging
 from freedive.hub.sources import resolve
 from freedive.model import spec
+from freedive.model.fewer_experts import with_experts_per_token
 from freedive.model.params import tables_by_row
 from freedive.ops.memory_plan import num_pages, packed_sizes, plan_memory
 from freedive.ops.native import NativeRunner
-from freedive.ops.paging import ExpertCacheStats, Paging
+from freedive.ops.paging import ExpertCacheStats
 from freedive.progress import byte_bar
 from freedive.reply import Reply
 from freedive.text.format import Format
@@ -69,16 +70,20 @@ def load(name: str = "smollm2", **settings: Unpack[EngineSettings]) -> LanguageM
     config = EngineConfig(**settings)
     path = resolve(name)
     threads = config.threads or machine.physical_cores()
-    model, checkpoint, weights = read_model_folder(path) if is_model_folder(path) else _packed(path, threads)
+    model, checkpoint, weights = open_model(path, threads)
     if config.speculation == "off":
         model = replace(model, mtp=None)
+    if config.experts_per_token:
+        model, config = _with_fewer_experts(model, config)
     available = machine.available_memory()
     plan = plan_memory(model, packed_sizes(weights), config, available=available, num_threads=threads)
     config = replace(config, prefill_chunk=plan.prefill_chunk)
     if plan.paged:  # drafts would read more experts from disk than they save
         model, config = replace(model, mtp=None), replace(config, speculation="off")
-    elif plan.total <= plan.budget:
-        weights.read_ahead(tables_by_row(model))
+    else:
+        config = replace(config, prefer_cached_experts=0.0)  # all are in memory
+        if plan.total <= plan.budget:
+            weights.read_ahead(tables_by_row(model))
     tokenizer, template = text_parts(path, checkpoint)
     runner = NativeRunner(
         model,
@@ -90,7 +95,8 @@ def load(name: str = "smollm2", **settings: Unpack[EngineSettings]) -> LanguageM
         max_cache_bytes=None if config.cache_tokens else plan.cache,
         cache_format=config.cache_format,
         precision=config.precision,
-        paging=_paging(weights, plan.slots) if plan.paged else None,
+        paging=paging(path, weights, plan.slots) if plan.paged else None,
+        prefer_cached_experts=config.prefer_cached_experts,
     )
     stores = _page_stores(path, model, runner, config)
     return LanguageModel(name, runner, tokenizer, template, config, recommended(name, path), *stores)
@@ -151,6 +157,11 @@ class LanguageModel:
     def expert_cache(self) -> ExpertCacheStats | None:
         """Returns what experts that stay on disk cost so far; None if all are in memory."""
         return self.runner.expert_cache()
+
+    @property
+    def lossy(self) -> Mapping[str, float]:
+        """The settings in effect that change which experts compute a token, with their values; usually none."""
+        return self._config.lossy
 
     def prepare(self, asked: Input) -> Prompt:
         """Returns the prompt of an input, with the parser of its answer. Raises UserError if it cannot be honoured."""
@@ -236,6 +247,7 @@ class LanguageModel:
             "isa": self.runner.isa,
             "precision": self._config.precision,
             "cache_format": self._config.cache_format,
+            "lossy": settings_text(self.lossy),
         }
 
     def record(self, request: GenerationRequest, replies: Sequence[Reply]) -> Recording:
@@ -271,12 +283,20 @@ class LanguageModel:
     def close(self) -> None:
         """Cancels running requests and frees the threads."""
         self.engine.close()
+        self.runner.save_order()
 
     def __enter__(self) -> LanguageModel:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _with_fewer_experts(model: spec.ModelSpec, config: EngineConfig) -> tuple[spec.ModelSpec, EngineConfig]:
+    """Returns the model with ``experts_per_token``; the configuration loses it if that is the model's own number."""
+    assert config.experts_per_token
+    fewer = with_experts_per_token(model, config.experts_per_token)
+    return fewer, config if fewer != model else replace(config, experts_per_token=None)
 
 
 def _check_list(name: str, values: object) -> None:
@@ -290,6 +310,11 @@ def _input(prompt: str | Messages | Input, format: Format | None) -> Input:
     if isinstance(prompt, ChatInput | TextInput):
         return prompt
     return TextInput(prompt, format=format) if isinstance(prompt, str) else ChatInput(prompt, format=format)
+
+
+def open_model(path: Path, threads: int) -> OpenedStore:
+    """Opens the model at ``path``; packs its weights first, with ``threads`` threads, if that was not done before."""
+    return read_model_folder(path) if is_model_folder(path) else _packed(path, threads)
 
 
 def _packed(path: Path, threads: int) -> OpenedStore:
@@ -325,17 +350,6 @@ def _pack(path: Path, store: Path, threads: int) -> OpenedStore:
     return model, checkpoint, weights
 
 
-def _paging(weights: WeightStore, num_bytes: int) -> Paging:
-    """Returns the fastest way to read experts of ``weights`` from their disk into ``num_bytes`` of memory."""
-    assert weights.path
-    record_bytes = max(packed.stride for packed in weights.values() if isinstance(packed, PackedExperts))
-    try:
-        disk = disk_speed(weights.path, record_bytes)
-    except OSError as error:
-        raise Unavailable(f"{quote(str(weights.path))} cannot be read: {error.strerror}", "Check the disk") from None
-    return Paging(num_bytes, disk.direct, disk.readers)
-
-
 def text_parts(path: Path, checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate]:
     """Returns tokenizer and chat template of the model at ``path``, from which ``checkpoint`` was opened."""
     if checkpoint.kind == "gguf":
@@ -363,7 +377,7 @@ def _page_stores(path: Path, model: spec.ModelSpec, runner: NativeRunner, config
     """Returns the disk stores of the runner's pages and states; the folder depends on all that affects their bits."""
     if not config.prefix_cache or not config.disk_cache_gb:
         return []
-    kinds = LAYOUT, config.cache_format, config.precision, runner.isa
+    kinds = LAYOUT, config.cache_format, config.precision, config.prefer_cached_experts, runner.isa
     memories = [memory for memory in (runner.pages, runner.states) if memory.shape[1]]
     return [
         PageStore(

@@ -76,11 +76,33 @@ class EngineConfig:
         "Memory that the model may take with everything it needs, such as 8GiB or 8000M; experts that do not fit are "
         "read from disk; default: what is available, less a margin",
     )
+    experts_per_token: int | None = setting(
+        None, "Lossy: route each token to this many of its experts only, the best; default: the model's number", low=1
+    )
+    prefer_cached_experts: float = setting(
+        0.0,
+        "Lossy, and answers depend on what was asked before: where experts stay on disk, generated tokens prefer those "
+        "in memory; from 0 (never) to 1 (whenever they are not among a token's best half)",
+        low=0,
+        high=1,
+    )
 
     def __post_init__(self) -> None:
         _check(self)
         if self.memory is not None:
             byte_size(self.memory, "memory")
+        if self.prefer_cached_experts and self.precision == "exact":
+            what = "prefer_cached_experts makes answers depend on the cache, so they are not exact"
+            raise UserError(what, "Choose another precision, or leave it out", param="prefer_cached_experts")
+
+    @property
+    def lossy(self) -> dict[str, float]:
+        """The settings that change which experts compute a token, with their values; empty by default."""
+        given: dict[str, float | None] = {
+            "experts_per_token": self.experts_per_token,
+            "prefer_cached_experts": self.prefer_cached_experts,
+        }
+        return {name: value for name, value in given.items() if value}
 
     @property
     def memory_bytes(self) -> int | None:
@@ -104,6 +126,8 @@ class EngineSettings(TypedDict, total=False):
     watchdog: float
     speculation: str
     memory: str | None
+    experts_per_token: int | None
+    prefer_cached_experts: float
 
 
 @dataclass(frozen=True)
@@ -190,6 +214,11 @@ def load(kind: type[Config], given: Mapping[str, Any] | None = None, environ: Ma
         if environ.get(variable(item.name))
     }
     return kind(**values | {name: value for name, value in (given or {}).items() if value is not None})
+
+
+def settings_text(values: Mapping[str, float]) -> str:
+    """Returns numeric settings as text: "name=value, name=value"."""
+    return ", ".join(f"{name}={value:g}" for name, value in values.items())
 
 
 def boolean(text: str) -> bool:

@@ -15,7 +15,8 @@
     ├── Overloaded
     │   └── RateLimited           (server/rate_limits.py)
     ├── Unavailable
-    │   └── ChangedWeights        (model/batch.py)
+    │   └── UnreadableWeights     (model/batch.py)
+    │       └── ChangedWeights    (model/batch.py)
     ├── Unauthorized              requests (server/http_errors.py)
     ├── BodyTooLarge
     ├── BodyTooSlow

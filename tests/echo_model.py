@@ -178,6 +178,7 @@ class EchoModel:
     asked: list[dict[str, Any]] = field(default_factory=list)
     can_think: bool = True
     fingerprint: dict[str, str] = field(default_factory=lambda: {"code": "echo"})
+    lossy: dict[str, float] = field(default_factory=dict)
     closed: bool = False
 
     def resident_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -26,14 +27,15 @@ from engines import OURS, THEIRS  # noqa: E402
 from memory import Usage  # noqa: E402
 from memory_report import draw, markdown, summary  # noqa: E402
 from random_models import layers_for, random_model  # noqa: E402
-from routing import UNIFORM, ZIPF, routed, top_share  # noqa: E402
+from record_routing import summary as summarised  # noqa: E402
+from routing import RECORD, RECORDED, UNIFORM, ZIPF, log_frequencies, routed, top_share  # noqa: E402
 from shapes import SHAPES  # noqa: E402
 from workers import Worker  # noqa: E402
 
 WIDTH, EXPERTS, CHOSEN = 256, 64, 4
 
 
-def chosen(routing: str, layer: int) -> np.ndarray:
+def chosen(routing: str, layer: int, count: int = CHOSEN) -> np.ndarray:
     """Returns how often each expert is chosen by a router that reads the normed embeddings."""
     tensors = [
         routed("token_embd.weight", (2000, WIDTH), routing),
@@ -41,7 +43,7 @@ def chosen(routing: str, layer: int) -> np.ndarray:
     ]
     embeddings, router = (dequantize(tensor) for tensor in tensors if tensor)
     normed = embeddings / np.sqrt((embeddings**2).mean(1, keepdims=True))
-    best = np.argsort(normed @ router.T, 1)[:, -CHOSEN:]
+    best = np.argsort(normed @ router.T, 1)[:, -count:]
     return np.bincount(best.ravel(), minlength=EXPERTS)
 
 
@@ -51,6 +53,27 @@ def test_routers_choose_experts_equally_often_or_by_zipfs_law() -> None:
     assert 0.6 < top_share([zipf.tolist()], 0.25) < 0.85
     assert (zipf > 0).mean() > 0.9  # tokens still differ
     assert abs(np.corrcoef(zipf, other)[0, 1]) < 0.5  # layers prefer different experts
+
+
+def test_recorded_frequencies_are_built_in() -> None:
+    """Shares of tokens that choose an expert, as recorded with another number of experts, come out of the weights."""
+    recorded = json.loads(RECORD.read_text("utf-8"))
+    shares = np.array(recorded["frequencies"])
+    assert (np.diff(shares) <= 0).all()
+    assert shares.sum() == pytest.approx(recorded["chosen"], rel=1e-3)
+    counts = chosen(RECORDED, 0, EXPERTS * recorded["chosen"] // len(shares))  # the same part is chosen
+    part = sum(shares[: len(shares) // 4]) / shares.sum()
+    assert top_share([counts.tolist()], 0.25) == pytest.approx(part, abs=0.08)
+    np.testing.assert_allclose(np.exp(log_frequencies(ZIPF, 4)), [1, 1 / 2, 1 / 3, 1 / 4])
+
+
+def test_a_record_of_routing_has_frequencies_and_repetition() -> None:
+    first = np.array([[0, 1], [0, 2], [0, 1], [2, 0]])
+    found = summarised([[first], [first[:1]]], [4])
+    assert found["frequencies"] == [1, 0.6, 0.4, 0]
+    assert found["repeats"] == pytest.approx(0.5)
+    assert found["independent"] == pytest.approx((1 + 0.36 + 0.16) / 2)
+    assert (found["tokens"], found["chosen"]) == (5, 2)
 
 
 def test_a_share_counts_the_most_frequent_experts_of_each_layer() -> None:

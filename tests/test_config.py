@@ -33,6 +33,18 @@ def test_a_text_without_a_size_is_refused(text: str) -> None:
     assert caught.value.param == "memory"
 
 
+def test_answers_that_depend_on_a_cache_are_not_exact() -> None:
+    with pytest.raises(UserError, match="so they are not exact") as caught:
+        EngineConfig(precision="exact", prefer_cached_experts=0.5)
+    assert caught.value.param == "prefer_cached_experts"
+    for value in (-0.1, 1.5):
+        with pytest.raises(UserError, match="prefer_cached_experts is"):
+            EngineConfig(prefer_cached_experts=value)
+    environ = {"FREEDIVE_PREFER_CACHED_EXPERTS": "0.5", "FREEDIVE_EXPERTS_PER_TOKEN": "3"}
+    assert load(EngineConfig, environ=environ).lossy == {"experts_per_token": 3, "prefer_cached_experts": 0.5}
+    assert EngineConfig().lossy == EngineConfig(precision="exact", prefer_cached_experts=0).lossy == {}
+
+
 def test_the_budget_of_a_model_is_not_that_of_all() -> None:
     environ = {"FREEDIVE_MEMORY_GB": "3", "FREEDIVE_MEMORY": "2G"}
     assert load(ServerConfig, environ=environ).memory_gb == 3

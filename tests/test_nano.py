@@ -139,3 +139,17 @@ def test_an_answer_fits_its_question_after_any_turn(nano: freedive.LanguageModel
     assert len(told.split()) > 60
     assert "welcome" in thanks
     assert re.match(r"(Hello|Hi)\b", greeting)
+
+
+def test_lossy_settings_are_named_where_they_have_an_effect() -> None:
+    with freedive.load("nano", experts_per_token=1) as fewer:
+        assert fewer.lossy == {"experts_per_token": 1}
+        assert fewer.fingerprint["lossy"] == "experts_per_token=1"
+        assert said(fewer, "Hello", max_tokens=3)
+    with pytest.raises(freedive.UserError, match="experts_per_token is 1000, but a token of this model has"):
+        freedive.load("nano", experts_per_token=1000)
+    with freedive.load("nano", prefer_cached_experts=0.5) as resident:
+        assert resident.lossy == {}
+    with freedive.load("nano", prefer_cached_experts=0.5, memory="102MiB") as paged:
+        assert paged.lossy == {"prefer_cached_experts": 0.5}
+        assert said(paged, "Hello", max_tokens=3)

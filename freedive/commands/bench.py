@@ -22,7 +22,7 @@ from freedive.commands import trace as tracing
 from freedive.commands.flags import Reference, Values, settings
 from freedive.commands.formatting import size_text
 from freedive.commands.timing import Spread, generate, random_prompt, readable
-from freedive.config import EngineConfig, load, variable
+from freedive.config import EngineConfig, load, settings_text, variable
 from freedive.engine.context_limits import ContextLimits
 from freedive.engine.sampling import Sampling
 from freedive.errors import UserError
@@ -88,6 +88,7 @@ def conditions(model: LanguageModel, config: EngineConfig) -> dict[str, Any]:
         "isa": model.runner.isa,
         "threads": config.threads or machine.physical_cores(),
         "speculation": config.speculation,
+        "lossy": model.lossy,
         "guesses": {"checked": stats.num_drafted, "right": stats.num_accepted},
         "freedive": freedive.__version__,
         "python": sys.version.split()[0],
@@ -186,6 +187,7 @@ def _title(model: str, under: Mapping[str, Any]) -> str:
     return (
         f"{model} on {under['cpu']}, {under['isa']} kernels, {under['threads']} threads, "
         f"freedive {under['freedive']}, Python {under['python']}"
+        + (f"; lossy: {settings_text(under['lossy'])}" if under["lossy"] else "")
     )
 
 

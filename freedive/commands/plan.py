@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Annotated, Any
@@ -30,6 +30,7 @@ from freedive.config import EngineConfig, load
 from freedive.errors import UserError
 from freedive.hub.catalogue import Entry, catalogue, entry_for
 from freedive.model.batch import PAGE_TOKENS
+from freedive.model.fewer_experts import with_experts_per_token
 from freedive.model.size import state_bytes
 from freedive.model.speed import MachineSpeed, TokenCost
 from freedive.ops.memory_plan import default_budget, page_bytes
@@ -44,9 +45,12 @@ def plan(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=f"{REFERENCE} Default: the catalogue.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory that the model may take, such as 8GiB.")] = None,
     context: Annotated[int | None, typer.Option(min=2, help="Most tokens of prompt and answer together.")] = None,
+    experts: Annotated[
+        int | None, typer.Option("--experts-per-token", min=1, help="Lossy: route each token to fewer experts.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    config = load(EngineConfig, {"memory": memory, "max_context": context})
+    config = load(EngineConfig, {"memory": memory, "max_context": context, "experts_per_token": experts})
     threads = config.threads or machine.physical_cores()
     if model is None:
         if context:
@@ -55,6 +59,8 @@ def plan(
         print(json.dumps(ranked, indent=2)) if as_json else _print_ranking(ranked, _budget(config))
         return
     known = _described(model)
+    if config.experts_per_token:
+        known = replace(known, spec=with_experts_per_token(known.spec, config.experts_per_token))
     if context and context > known.spec.max_context:
         what = f"--context is {context}, but the model reads at most {known.spec.max_context} tokens"
         raise UserError(what, "Choose a smaller value", param="context")
@@ -68,6 +74,7 @@ def plan(
         "assumed_bits": known.assumed_bits,
         "cache_bytes_per_token": page_bytes(known.spec, config.cache_format) // PAGE_TOKENS,
         "state_bytes": state_bytes(known.spec),
+        "experts_per_token": config.experts_per_token,
     }
     report = facts | _as_json(found) | {"machine": asdict(on)}
     if as_json:
@@ -127,6 +134,8 @@ def _lines(report: Mapping[str, Any]) -> dict[str, str]:
     shares = ", ".join(f"{_PARTS[part]} {size_text(memory[part])}" for part in parts if memory[part])
     lines["memory"] = f"{size_text(memory['total'])} of {size_text(memory['budget'])}: {shares}"
     lines["experts"] = _experts(memory) if weights["experts"] else "none"
+    if report["experts_per_token"]:
+        lines["experts"] += f"; a token reads {report['experts_per_token']} of a layer, which is lossy"
     lines["writing"] = f"{_range(report['speed'])} tokens/s after {DECODED_AFTER} tokens"
     firsts = report["speed"]["first_token_s"]
     lines["first token"] = ", ".join(f"{readable(firsts[count])} s after {count} tokens" for count in PROMPTS)

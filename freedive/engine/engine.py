@@ -3,10 +3,11 @@
 Only the engine thread uses the runner, the scheduler and the page tables. Other threads append submissions and
 cancellations to lists, which the engine thread reads before every step. Without work the engine thread sleeps.
 
-An exception in a step ends only the requests of that step. The engine then rebuilds the scheduler, the page tables and
-the prefix cache, and computes all other requests again from their tokens. It fails for good after ``MAX_FAILURES``
-failed steps in a row. Steps that cannot read weights from disk do not count, since a new engine could not either. If
-the file has changed, a new engine may: then so many of them are the end, in a row or not.
+An exception in a step ends only the requests of that step, and weights that cannot be read end only those that need
+them. The engine then rebuilds the scheduler, the page tables and the prefix cache, and computes all other requests
+again from their tokens. It fails for good after ``MAX_FAILURES`` failed steps in a row. Steps that cannot read weights
+from disk do not count, since a new engine could not either. If the file has changed, a new engine may: then so many of
+them are the end, in a row or not.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from freedive.config import EngineConfig
 from freedive.engine.chunk_sizer import PAGED_STALL_S, STALL_S, ChunkSizer
 from freedive.engine.context_limits import ContextLimits
 from freedive.engine.detokenizer import Detokenizer, Tokenizer
-from freedive.engine.executor import StepExecutor
+from freedive.engine.executor import StepExecutor, suspects_of
 from freedive.engine.generation import Delivery, EngineError, Generation, TokenOutput
 from freedive.engine.kvcache import PageTables
 from freedive.engine.page_store import PageStore
@@ -311,7 +312,7 @@ class Engine:
                 self._num_failures = 0
                 self._watchdog.reset()
         except BaseException as error:
-            suspects = self._scheduler.involved() if plan is None else [scheduled.sequence for scheduled in plan]
+            suspects = self._scheduler.involved() if plan is None else suspects_of(plan, error)
             self._recover(suspects, error)
 
     def _recover(self, suspects: Collection[Sequence], error: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_right
 from collections import abc
 from collections.abc import Callable
 from itertools import accumulate, islice, zip_longest
@@ -18,7 +19,7 @@ from freedive.engine.scheduler import is_decoding, to_batch
 from freedive.engine.sequence import ScheduledSequence, Sequence, StepPlan, empty_output, next_output
 from freedive.engine.speculation import DraftBudget
 from freedive.errors import UserError
-from freedive.model.batch import Batch, Runner
+from freedive.model.batch import Batch, Runner, UnreadableWeights
 
 log = logging.getLogger(__name__)
 
@@ -144,3 +145,12 @@ class StepExecutor:
         else:
             sequence.generation.deliver(output)
         return not output.finish_reason
+
+
+def suspects_of(plan: StepPlan, error: BaseException) -> list[Sequence]:
+    """Returns the sequences of a step that caused ``error``: those that need unreadable weights, or else all."""
+    if not isinstance(error, UnreadableWeights) or not error.rows:
+        return [scheduled.sequence for scheduled in plan]
+    ends = list(accumulate(scheduled.num_tokens + len(scheduled.draft) for scheduled in plan))
+    owners = {bisect_right(ends, row) for row in error.rows}
+    return [plan[index].sequence for index in sorted(owners)]

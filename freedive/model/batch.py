@@ -22,7 +22,15 @@ MAX_DRAFT = _native.MAX_DRAFT
 """Maximum number of draft tokens of one request in a step."""
 
 
-class ChangedWeights(Unavailable):
+class UnreadableWeights(Unavailable):
+    """Weights cannot be read from disk. ``rows`` are the rows of the step that needed them, or empty if all may be."""
+
+    def __init__(self, what: str, remedy: str = "", *, rows: Sequence[int] = ()) -> None:
+        super().__init__(what, remedy)
+        self.rows = tuple(rows)
+
+
+class ChangedWeights(UnreadableWeights):
     """Weights cannot be read from disk, and their file has changed since the model was loaded: loading may mend it."""
 
 
@@ -120,8 +128,8 @@ class Runner(Protocol):
         """Writes the keys and values of all tokens into their pages and returns logits [W, vocab_size].
 
         The bits of a row do not depend on the other requests in the batch or on how the prompt was split into chunks.
-        Raises Unavailable if weights cannot be read from disk: the same step may succeed later, and a new runner helps
-        only against ChangedWeights.
+        Raises UnreadableWeights if weights cannot be read from disk: the same step may succeed later, and a new runner
+        helps only against ChangedWeights.
         """
 
     def draft(self, tokens: Ints, output_rows: Ints) -> Floats:

@@ -195,6 +195,8 @@ class Program:
     """The memory of per-sequence states, once allocated: [num_slots, slot_bytes]."""
     early_outlier_threshold: float
     late_outlier_threshold: float
+    cache_preference: float
+    """How much generated tokens prefer experts in memory where others are read from a file, 0 to 1."""
     num_operations: int
     seconds: list[float]
     """Of the last step if it was traced: until its first operation began, then of each operation. Else empty."""
@@ -308,18 +310,30 @@ class Program:
         scale: float,
         rope: _HeadStep,
     ) -> None: ...
-    def page_experts(self, *, path: str, num_bytes: int, direct: bool, num_readers: int, timeout_s: float) -> None:
+    def page_experts(
+        self,
+        *,
+        path: str,
+        num_bytes: int,
+        direct: bool,
+        num_readers: int,
+        timeout_s: float,
+        order: list[list[int]] = ...,
+    ) -> None:
         """Reads routed experts from the file ``path`` when a step needs them, into ``num_bytes`` of memory.
 
         With ``direct``, reads go past the page cache where the file system can. To be called before operations are
         added. It raises RuntimeError if the file cannot be opened. Steps raise UnreadableWeights if weights cannot be
-        read, or if the disk reads nothing for ``timeout_s``.
+        read, or if the disk reads nothing for ``timeout_s``. ``order`` has the experts of each layer in the order in
+        which free memory is filled; what is no permutation of them is ignored.
         """
 
     slots_bytes: int
     """Bytes of memory for routed experts that are read from a file."""
     used_slots_bytes: int
     """The part of ``slots_bytes`` that holds experts now."""
+    unread_rows: list[int]
+    """Rows of the last step that raised UnreadableWeights which needed these weights."""
     expert_traffic: list[tuple[int, int, int, float]]
     """For each layer of experts that are read from a file: hits, misses, bytes read, and seconds that steps waited."""
 

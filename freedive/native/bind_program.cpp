@@ -288,10 +288,13 @@ void bind_paging(ProgramClass& program) {
     program
         .def(
             "page_experts",
-            [](Program& p, std::string path, std::size_t num_bytes, bool direct, int num_readers, double timeout_s) {
-                p.page_experts({std::move(path), num_bytes, direct, num_readers, timeout_s});
+            [](Program& p, std::string path, std::size_t num_bytes, bool direct, int num_readers, double timeout_s,
+               std::vector<std::vector<int>> order) {
+                p.page_experts({std::move(path), num_bytes, direct, num_readers, timeout_s, std::move(order)});
             },
-            nb::kw_only(), "path"_a, "num_bytes"_a, "direct"_a, "num_readers"_a, "timeout_s"_a)
+            nb::kw_only(), "path"_a, "num_bytes"_a, "direct"_a, "num_readers"_a, "timeout_s"_a,
+            "order"_a = std::vector<std::vector<int>>())
+        .def_ro("unread_rows", &Program::unread_rows)
         .def_prop_ro("slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_bytes() : 0; })
         .def_prop_ro("used_slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_used_bytes() : 0; })
         .def_prop_ro("expert_traffic", [](const Program& p) {
@@ -339,7 +342,8 @@ void bind_program(nb::module_& m) {
         .def_prop_ro("num_threads", [](const Program& p) { return p.team.size(); })
         .def_prop_ro("barriers", [](const Program& p) { return p.team.barriers(); })
         .def_rw("early_outlier_threshold", &Program::early_outlier_threshold)
-        .def_rw("late_outlier_threshold", &Program::late_outlier_threshold);
+        .def_rw("late_outlier_threshold", &Program::late_outlier_threshold)
+        .def_rw("cache_preference", &Program::cache_preference);
     bind_recording(program);
     bind_steps(program);
     bind_memory(program);

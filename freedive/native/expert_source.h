@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <span>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace freedive {
@@ -33,9 +35,15 @@ struct Wave {
     std::span<const int> order;
 };
 
-// A record could not be read, which may succeed later.
+// Records could not be read, which may succeed later.
 struct UnreadableWeights : std::runtime_error {
-    using std::runtime_error::runtime_error;
+    struct Record {
+        int layer, expert;
+        bool operator==(const Record&) const = default;
+    };
+    UnreadableWeights(const std::string& why, std::vector<Record> records)
+        : std::runtime_error(why), records(std::move(records)) {}
+    std::vector<Record> records;  // those that threads have asked for
 };
 
 class ExpertSource {
@@ -45,13 +53,18 @@ class ExpertSource {
     virtual int add_layer(const ExpertLayer& layer) = 0;
     // Ends recording.
     virtual void allocate() {}
+    // Returns for each expert of a layer whether reading it is cheap: it is in memory, or on its way there. Empty if
+    // that is so for all. Every thread of the team calls it once before the layer's first wave, or none does; all get
+    // the same answer, which is valid until the next layer.
+    virtual std::span<const std::uint8_t> cached(int) { return {}; }
     // Returns the wave that begins at position `begin` of `experts`, all routed experts that the step reads in the
     // layer, in ascending order. Every thread of the team calls it once for a wave, after a barrier behind the last
     // product of the wave before it. The wave is valid until the next one.
     virtual Wave acquire(int layer, std::span<const int> experts, int begin) = 0;
     // Returns the record of an expert of the wave.
     virtual const std::uint8_t* record(int layer, int expert) = 0;
-    // Throws UnreadableWeights if a record could not be read since the last call; the step's results are then wrong.
+    // Throws UnreadableWeights if a record could not be read since the last call; the step's results are then wrong for
+    // all tokens that chose its expert.
     virtual void check() {}
     // Ends what the source does beside steps. It is called once, after the last step.
     virtual void end() {}

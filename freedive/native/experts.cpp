@@ -50,10 +50,13 @@ void Experts::run(Program& program, int thread) const {
     const Preparation preparation(program, thread, in, norm, quantised);
     const int rows = program.num_rows(in), first_row = rows == 1 ? program.own_row(thread) : 0;
     const Routes& made = program.routes[routes];
+    std::span<const std::uint8_t> cached;
+    if (program.cache_preference > 0) cached = program.experts->cached(layer);
     for_rows(program, rows, [&](int row) {
         preparation.make(row);
-        router.route(program, program.buffers[logits].row(row), made.experts_of(first_row + row),
-                     made.weights_of(first_row + row));
+        const bool prefers = !cached.empty() && program.step.is_generated(row);
+        router.route(program, program.buffers[logits].row(row), prefers ? cached : std::span<const std::uint8_t>(),
+                     made.experts_of(first_row + row), made.weights_of(first_row + row));
     });
     Groups& groups = program.scratch[thread].groups;
     group(program, first_row, groups);

@@ -88,7 +88,15 @@ struct Router {
     int num_groups, kept_groups;
     GroupChoice group_choice;
     bool weighs_input;
-    void route(const Program& program, const float* logits, std::int32_t* experts, float* weights) const;
+    // Writes the chosen experts and their weights. Where `cached` is not empty, those experts are preferred.
+    void route(const Program& program, const float* logits, std::span<const std::uint8_t> cached, std::int32_t* experts,
+               float* weights) const;
+
+  private:
+    void rate(const Program& program, const float* logits, float* scores, float* merit) const;
+    void choose(float* merit, std::int32_t* experts) const;
+    void prefer(const Program& program, const float* logits, std::span<const std::uint8_t> cached, const float* merit,
+                std::int32_t* experts) const;
 };
 
 // Returns the router if its numbers are consistent; else throws std::invalid_argument.

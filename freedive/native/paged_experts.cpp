@@ -1,6 +1,8 @@
 #include "paged_experts.h"
 
 #include <algorithm>
+#include <numeric>
+#include <utility>
 
 #include "checks.h"
 
@@ -27,9 +29,20 @@ int PagedExperts::add_layer(const ExpertLayer& layer) {
     Pool& pool = **found;
     pool.stride = layer.stride;
     pool.total += layer.stride * layer.count, pool.num_layers++;
-    layers_.push_back({{layer, std::vector<int>(layer.count)}, &pool, std::vector<int>(layer.count, kNowhere)});
+    layers_.push_back({{layer, std::vector<int>(layer.count)},
+                       &pool,
+                       std::vector<int>(layer.count, kNowhere),
+                       order_of(layers_.size(), layer.count)});
     layers_.back().records.layer.packed = {};
     return int(layers_.size()) - 1;
+}
+
+std::vector<int> PagedExperts::order_of(std::size_t layer, int count) const {
+    std::vector<int> order(count);
+    std::iota(order.begin(), order.end(), 0);
+    if (layer >= options_.order.size()) return order;
+    const std::vector<int>& given = options_.order[layer];
+    return std::is_permutation(given.begin(), given.end(), order.begin(), order.end()) ? given : order;
 }
 
 // Each pool gets memory for two records, and beyond that for the same share of its records.
@@ -52,6 +65,17 @@ void PagedExperts::allocate() {
     zeros_ = Memory(widest);
     reader_.when_idle([this] { return warm_up(); });
     reader_.start(shared_from_this());
+}
+
+std::span<const std::uint8_t> PagedExperts::cached(int layer) {
+    const std::lock_guard lock(mutex_);
+    if (num_looks_ == 0) {
+        const Layer& from = layers_[layer];
+        cached_.clear();
+        for (const int slot : from.slots) cached_.push_back(slot != kNowhere && !from.pool->slots[slot].has_failed());
+    }
+    num_looks_ = (num_looks_ + 1) % team_size_;
+    return cached_;
 }
 
 Wave PagedExperts::acquire(int layer, std::span<const int> experts, int begin) {
@@ -180,9 +204,16 @@ void PagedExperts::order_wave(const Layer& layer, std::span<const int> experts) 
 const std::uint8_t* PagedExperts::record(int layer, int expert) {
     Layer& from = layers_[layer];
     const int slot = from.slots[expert];
-    if (slot == kNowhere) return zeros_.as<std::uint8_t>();
+    if (slot == kNowhere) return unread(layer, expert);
     const Slot& found = from.pool->slots[slot];
-    return found.is_ready() || wait(from, found) ? from.pool->at(slot) : zeros_.as<std::uint8_t>();
+    return found.is_ready() || wait(from, found) ? from.pool->at(slot) : unread(layer, expert);
+}
+
+const std::uint8_t* PagedExperts::unread(int layer, int expert) {
+    const std::lock_guard lock(mutex_);
+    const UnreadableWeights::Record record{layer, expert};
+    if (std::find(unread_.begin(), unread_.end(), record) == unread_.end()) unread_.push_back(record);
+    return zeros_.as<std::uint8_t>();
 }
 
 bool PagedExperts::wait(Layer& layer, const Slot& slot) {
@@ -198,11 +229,12 @@ void PagedExperts::check() {
     std::string error = reader_.take_error();
     if (lacks_slots_ && error.empty()) error = "the weights of an expert cannot be read: the disk does not answer";
     lacks_slots_ = false;
-    if (!error.empty()) throw UnreadableWeights(error);
+    std::vector<UnreadableWeights::Record> records = std::exchange(unread_, {});
+    if (!error.empty()) throw UnreadableWeights(error, std::move(records));
 }
 
-// Begins to read a record into a free slot; returns false at the end. The first experts of every layer come first, then
-// the second ones, and so on.
+// Begins to read a record into a free slot; returns false at the end. The first experts of every layer's order come
+// first, then the second ones, and so on.
 bool PagedExperts::warm_up() {
     const std::lock_guard lock(mutex_);
     std::size_t records = 0;
@@ -210,14 +242,16 @@ bool PagedExperts::warm_up() {
     for (; num_warmed_ < records; num_warmed_++) {
         Layer& layer = layers_[num_warmed_ % layers_.size()];
         Pool& pool = *layer.pool;
-        const std::size_t expert = num_warmed_ / layers_.size();
-        if (expert >= layer.slots.size() || layer.slots[expert] != kNowhere) continue;
+        const std::size_t place = num_warmed_ / layers_.size();
+        if (place >= layer.order.size()) continue;
+        const int expert = layer.order[place];
+        if (layer.slots[expert] != kNowhere) continue;
         // A step that begins meanwhile needs a slot that is not loading.
         const bool leaves_one =
             pool.free.size() > 1 || (!pool.idle.empty() && !pool.slots[pool.idle.front()].is_loading());
         if (pool.free.empty() || !leaves_one) continue;
         const int slot = pool.free.front();
-        load(layer, int(expert), slot);
+        load(layer, expert, slot);
         pool.idle.splice(pool.idle.end(), pool.free, pool.slots[slot].place);
         return true;
     }

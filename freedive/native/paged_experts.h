@@ -24,6 +24,8 @@ struct PagingOptions {
     bool direct;
     int num_readers;
     double timeout_s;
+    // Of each layer: its experts in the order in which free memory is filled. What does not fit the layers is ignored.
+    std::vector<std::vector<int>> order = {};
 };
 
 class PagedExperts final : public ExpertSource, public std::enable_shared_from_this<PagedExperts> {
@@ -31,6 +33,7 @@ class PagedExperts final : public ExpertSource, public std::enable_shared_from_t
     PagedExperts(const PagingOptions& options, int team_size);
     int add_layer(const ExpertLayer& layer) override;
     void allocate() override;
+    std::span<const std::uint8_t> cached(int layer) override;
     Wave acquire(int layer, std::span<const int> experts, int begin) override;
     const std::uint8_t* record(int layer, int expert) override;
     void check() override;
@@ -64,6 +67,7 @@ class PagedExperts final : public ExpertSource, public std::enable_shared_from_t
         FileLayer records;
         Pool* pool;
         std::vector<int> slots;  // of each expert, or kNowhere
+        std::vector<int> order;  // in which free memory is filled
         ExpertTraffic traffic{};
     };
 
@@ -76,16 +80,21 @@ class PagedExperts final : public ExpertSource, public std::enable_shared_from_t
     int replaceable(Pool& pool);
     void load(Layer& layer, int expert, int slot);
     bool warm_up();
+    std::vector<int> order_of(std::size_t layer, int count) const;
     void order_wave(const Layer& layer, std::span<const int> experts);
     bool wait(Layer& layer, const Slot& slot);
+    const std::uint8_t* unread(int layer, int expert);
 
     const PagingOptions options_;
     const int team_size_;
     std::vector<std::unique_ptr<Pool>> pools_;
     std::vector<Layer> layers_;
-    Memory zeros_;  // stands for records that could not be read
+    Memory zeros_;                                     // stands for records that could not be read
+    std::vector<UnreadableWeights::Record> unread_{};  // since the last check
 
     mutable std::mutex mutex_;
+    int num_looks_ = 0;  // calls of cached, for this layer
+    std::vector<std::uint8_t> cached_;
     int num_calls_ = 0;           // of acquire, for this wave
     bool lacks_slots_ = false;    // the disk answers so late that every slot is loading
     int begin_ = 0, end_ = 0;     // of the wave

@@ -71,7 +71,25 @@ void Program::run(Step next, int begin, int end, bool traced) {
         for (const auto& thread : ends) first = std::min(first, thread[i]);
         lap(first);
     }
-    experts->check();
+    try {
+        experts->check();
+    } catch (const UnreadableWeights& error) {
+        unread_rows = rows_of(error.records);
+        throw;
+    }
+}
+
+// Returns the rows of the step that chose one of the experts of `records`.
+std::vector<int> Program::rows_of(const std::vector<UnreadableWeights::Record>& records) const {
+    std::vector<int> rows;
+    for (int row = 0; row < step.num_rows(Rows::Tokens); row++)
+        if (std::any_of(records.begin(), records.end(), [&](const auto& record) {
+                const Routes& made = routes[record.layer];
+                const std::int32_t* chosen = made.experts_of(row);
+                return std::find(chosen, chosen + made.num_chosen, record.expert) != chosen + made.num_chosen;
+            }))
+            rows.push_back(row);
+    return rows;
 }
 
 }  // namespace freedive

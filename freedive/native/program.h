@@ -115,7 +115,8 @@ class Program {
 
     Step plan(const StepArrays& arrays) const;
     // Runs operations [begin, end) for a step. The output buffer of the last one holds the result; if `traced`,
-    // `seconds` holds the time of each. Throws UnreadableWeights if weights could not be read.
+    // `seconds` holds the time of each. Throws UnreadableWeights if weights could not be read; `unread_rows` are then
+    // the rows of the step that needed them.
     void run(Step step, int begin, int end, bool traced);
 
     // The number of rows in memory: the rows of a step, and one for each thread except the first (see own_row).
@@ -144,6 +145,7 @@ class Program {
     std::vector<ThreadScratch> scratch;  // one for each thread
     int num_tokens = 0;                  // rows of the embedding table
     int max_rows = 0, widest = 0;        // the most rows of a step; the widest input of a linear operation
+    float cache_preference = 0;          // how much generated tokens prefer experts in memory, 0 to 1 (Router::prefer)
     float early_outlier_threshold = 0;   // threshold of quantise() for the early tokens of a prompt
     float late_outlier_threshold = 0;    // threshold for the last tokens of a prompt and for generated ones
 
@@ -154,6 +156,10 @@ class Program {
 
     // The times of a traced step: until the first operation began, then of each operation.
     std::vector<double> seconds;
+    std::vector<int> unread_rows;
+
+  private:
+    std::vector<int> rows_of(const std::vector<UnreadableWeights::Record>& records) const;
 };
 
 }  // namespace freedive

@@ -246,6 +246,7 @@ void Experts::attach(Program& program) {
     }
     routes = program.add_routes(router.num_chosen);
     layer = program.experts->add_layer(records.layer);
+    require(layer == routes, "each layer of experts has its routes");
     program.hidden_width = std::max(program.hidden_width, hidden_width());
     program.widest = std::max(program.widest, routed.gate.weight.k);
 }

@@ -93,22 +93,27 @@ void RecordReader::read(FileLayer& from, int index, std::uint8_t* memory, Record
 bool RecordReader::wait(const RecordSlot& slot) {
     std::unique_lock lock(mutex_);
     const std::chrono::duration<double> timeout(timeout_s_);
-    const auto is_over = [&] { return !slot.is_loading() || !error_.empty(); };
+    const auto is_over = [&] { return !slot.is_loading() || hangs_; };
     // A slow disk may need long for all records before this one. It hangs if it reads nothing for so long.
     for (std::int64_t before = -1; !is_over() && before != num_read_;) {
         before = num_read_;
         has_finished_.wait_for(lock, timeout, is_over);
     }
-    if (!slot.is_ready() && error_.empty()) {
-        const std::string late = "the disk did not answer for " + std::to_string(int(timeout_s_)) + " s";
-        error_ = kUnreadable + (slot.is_loading() ? late : slot.error_);
+    if (slot.is_ready()) return true;
+    const bool late = slot.is_loading();
+    if (error_.empty())
+        error_ = kUnreadable +
+                 (late ? "the disk did not answer for " + std::to_string(int(timeout_s_)) + " s" : slot.error_);
+    if (late) {
+        hangs_ = true;
         has_finished_.notify_all();
     }
-    return slot.is_ready();
+    return false;
 }
 
 std::string RecordReader::take_error() {
     const std::lock_guard lock(mutex_);
+    hangs_ = false;
     return std::exchange(error_, {});
 }
 

@@ -60,7 +60,7 @@ class RecordReader {
     // Begins to read record `index` of `layer` to `memory`. `slot` is loading until it is ready or has failed.
     void read(FileLayer& from, int index, std::uint8_t* memory, RecordSlot& slot);
     // Waits until `slot` is ready and returns true; or returns false, if it has failed or nothing at all was read
-    // during the timeout. After that it waits no more until the error is taken.
+    // during the timeout. After a timeout it waits no more until the error is taken.
     bool wait(const RecordSlot& slot);
     // Calls `begin_reading` whenever no record is to be read, until it returns false.
     void when_idle(std::function<bool()> begin_reading);
@@ -91,7 +91,7 @@ class RecordReader {
     std::condition_variable has_work_, has_finished_;
     std::deque<Piece> pieces_;
     std::function<bool()> begin_reading_;
-    bool ending_ = false;
+    bool ending_ = false, hangs_ = false;
     std::string error_;
     FileStamp stamp_;
     int num_states_ = 1;         // of the file so far: each has another stamp

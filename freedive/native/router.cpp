@@ -67,8 +67,8 @@ Router checked(Router r) {
     return r;
 }
 
-void Router::route(const Program& program, const float* logits, std::int32_t* experts, float* weights) const {
-    float scores[kMaxExperts] = {}, merit[kMaxExperts];
+// Writes the score of each expert, and its merit, by which experts are chosen.
+void Router::rate(const Program& program, const float* logits, float* scores, float* merit) const {
     std::copy_n(logits, num_experts, scores);
     if (score == RouterScore::Sigmoid)
         for (int e = 0; e < num_experts; e++) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
@@ -76,6 +76,11 @@ void Router::route(const Program& program, const float* logits, std::int32_t* ex
         softmax(scores, num_experts);
     for (int e = 0; e < num_experts; e++)
         merit[e] = scores[e] + (choice_bias == kNone ? 0 : program.vectors[choice_bias][e]);
+}
+
+// Writes the experts with the highest merit, best first (with GroupChoice::Each: of each group). The merit of experts
+// in other groups than the chosen ones becomes kUnchosen.
+void Router::choose(float* merit, std::int32_t* experts) const {
     const int size = num_experts / num_groups;
     if (group_choice == GroupChoice::Each) {
         std::int32_t* next = experts;
@@ -86,6 +91,32 @@ void Router::route(const Program& program, const float* logits, std::int32_t* ex
             keep_groups(merit, size, num_groups, kept_groups, group_choice == GroupChoice::BestTwo);
         take_best(merit, 0, num_experts, num_chosen, experts);
     }
+}
+
+// Chooses again: the best half of `experts` stays, and for the others the logits of cached ones are raised by a share
+// of the range of all logits (Skliar et al. 2024, "Mixture of Cache-Conditional Experts"; they take the mean range of
+// the tokens so far, which would make an answer depend on all earlier ones even if the cache were the same).
+void Router::prefer(const Program& program, const float* logits, std::span<const std::uint8_t> cached,
+                    const float* merit, std::int32_t* experts) const {
+    float raised[kMaxExperts], scores[kMaxExperts] = {}, preferred[kMaxExperts];
+    const auto [low, high] = std::minmax_element(logits, logits + num_experts);
+    const float raise = program.cache_preference * (*high - *low);
+    for (int e = 0; e < num_experts; e++) raised[e] = logits[e] + (cached[e] ? raise : 0);
+    rate(program, raised, scores, preferred);
+    for (int e = 0; e < num_experts; e++)
+        if (merit[e] == kUnchosen) preferred[e] = kUnchosen;
+    const int run = group_choice == GroupChoice::Each ? num_chosen / num_groups : num_chosen;
+    for (int j = 0; j < num_chosen; j++)
+        if (j % run < (run + 1) / 2) preferred[experts[j]] = -kUnchosen;
+    choose(preferred, experts);
+}
+
+void Router::route(const Program& program, const float* logits, std::span<const std::uint8_t> cached,
+                   std::int32_t* experts, float* weights) const {
+    float scores[kMaxExperts] = {}, merit[kMaxExperts];
+    rate(program, logits, scores, merit);
+    choose(merit, experts);
+    if (!cached.empty()) prefer(program, logits, cached, merit, experts);
     float sum = 1e-20f;
     for (int j = 0; j < num_chosen; j++) sum += scores[experts[j]];
     for (int j = 0; j < num_chosen; j++) {

@@ -35,6 +35,7 @@ struct Step {
     std::vector<int> positions, sequence_of;  // of each row
     // Whether the row is a prompt token that is not one of the prompt's last kLatePromptTokens tokens.
     bool is_early(int row) const { return positions[row] < sequences[sequence_of[row]].prompt - kLatePromptTokens; }
+    bool is_generated(int row) const { return positions[row] >= sequences[sequence_of[row]].prompt; }
     int num_rows(Rows rows) const { return int(rows == Rows::Tokens ? tokens.size() : wanted.size()); }
 };
 

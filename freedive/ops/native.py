@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from freedive.model.params import tables_by_row
 from freedive.model.state import per_token_dim
 from freedive.native import _native
 from freedive.ops.emit import Emitter, Part
+from freedive.ops.expert_order import write_order
 from freedive.ops.fuse import fuse, until_result
 from freedive.ops.paging import ExpertCacheStats, ExpertFile, ExpertTraffic, Paging, page_experts
 from freedive.ops.record import record
@@ -45,6 +47,9 @@ SNAPSHOT_BYTES = 512 << 20
 LOAD_EVERY = 64
 """One of every ``LOAD_EVERY`` steps counts the rows of each expert."""
 
+SAVE_ORDER_S = 300
+"""Seconds between writes of the order in which the next start reads experts."""
+
 
 def isa_level() -> str:
     """Returns the default instruction-set level: FREEDIVE_ISA if set, else the best level of the machine."""
@@ -58,8 +63,9 @@ class NativeRunner:
     reduced if it would exceed ``max_cache_bytes``. ``cache_format`` is f32, f16 or int8. ``precision`` is a key of
     :data:`OUTLIER_THRESHOLDS`; whether a token is early depends only on its position in the request. ``isa`` selects an
     instruction-set level (default: :func:`isa_level`). ``max_sequences`` is the number of slots for running sequences;
-    further slots are for snapshots. With ``paging``, routed experts stay on disk. ``num_bytes`` is the memory for
-    weights, cache, states and inputs of draft tokens.
+    further slots are for snapshots. With ``paging``, routed experts stay on disk, and ``prefer_cached_experts``, 0 to
+    1, is how much generated tokens prefer those in memory. ``num_bytes`` is the memory for weights, cache, states and
+    inputs of draft tokens.
 
     Raises UserError if the machine lacks the instruction-set level, if the cache does not fit into memory, for an int8
     cache of latents, and if the model has more experts or wider heads than the kernels support.
@@ -79,6 +85,7 @@ class NativeRunner:
         precision: str = "exact",
         isa: str | None = None,
         paging: Paging | None = None,
+        prefer_cached_experts: float = 0.0,
     ) -> None:
         self.vocab_size = model.vocab_size
         self.max_context = model.max_context
@@ -99,7 +106,8 @@ class NativeRunner:
         emitter = Emitter(self._program, weights)
         self._parts = emitter.emit(phases)
         self._routes = emitter.routes
-        self._num_steps = 0
+        self._num_steps, self._saved_order_at = 0, time.monotonic()
+        self._order_file = paging.order if paging else None
         self._load = [
             np.zeros(layer.ffn.router.num_experts, np.int64)
             for layer in model.layers
@@ -117,6 +125,7 @@ class NativeRunner:
             raise UserError(what, "Lower cache_tokens or max_context")
         program = self._program
         program.early_outlier_threshold, program.late_outlier_threshold = OUTLIER_THRESHOLDS[precision]
+        program.cache_preference = prefer_cached_experts
         program.allocate(max_rows, num_pages, num_slots, max_sequences)
         self._in_memory = [
             weight.data for weight in weights.values() if not (paging and isinstance(weight, PackedExperts))
@@ -202,7 +211,7 @@ class NativeRunner:
             return self._program.step(*arrays, *part, traced, *_state_arrays(batch))
         except _native.UnreadableWeights as error:
             assert self._expert_file
-            raise self._expert_file.explain(error) from None
+            raise self._expert_file.explain(error, self._program.unread_rows) from None
 
     def routes(self) -> list[Routes]:
         """Returns the routes of the last step, for each layer with experts."""
@@ -227,6 +236,14 @@ class NativeRunner:
         # The routes of an MTP layer, the last ones, are ignored.
         for load, routes in zip(self._load, self.routes(), strict=False):
             load += np.bincount(routes.experts.ravel(), minlength=len(load))
+        if time.monotonic() - self._saved_order_at > SAVE_ORDER_S:
+            self.save_order()
+
+    def save_order(self) -> None:
+        """Writes which experts were used most, so that the next start reads them first; only with paging."""
+        self._saved_order_at = time.monotonic()
+        if self._order_file and any(load.any() for load in self._load):
+            write_order(self._order_file, self.expert_load())
 
 
 def num_snapshots(slot_bytes: int, cache_bytes: int, max_sequences: int) -> int:

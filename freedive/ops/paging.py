@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +10,10 @@ from typing import NamedTuple
 from freedive.checkpoint.fingerprint import stamp
 from freedive.checkpoint.packed import Packed
 from freedive.checkpoint.weight_store import DamagedStore, WeightStore
-from freedive.errors import Unavailable, UserError
-from freedive.model.batch import ChangedWeights
+from freedive.errors import UserError
+from freedive.model.batch import ChangedWeights, UnreadableWeights
 from freedive.native import _native
+from freedive.ops.expert_order import read_order
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,15 @@ class Paging:
     """How routed experts are read from disk.
 
     ``num_bytes`` is the memory for experts. With ``direct``, reads go past the page cache. ``num_readers`` threads
-    read. A step fails if the disk does not answer for ``timeout_s`` seconds.
+    read. A step fails if the disk does not answer for ``timeout_s`` seconds. ``order`` is the file of the order in
+    which the memory is filled (:mod:`freedive.ops.expert_order`).
     """
 
     num_bytes: int
     direct: bool = False
     num_readers: int = 2
     timeout_s: float = 30.0
+    order: Path | None = None
 
 
 class ExpertTraffic(NamedTuple):
@@ -92,6 +95,7 @@ def page_experts(
             direct=paging.direct,
             num_readers=paging.num_readers,
             timeout_s=paging.timeout_s,
+            order=read_order(paging.order) if paging.order else [],
         )
         return weights.without_mapping(by_row)
     except (RuntimeError, OSError, DamagedStore) as error:
@@ -105,11 +109,14 @@ class ExpertFile:
         self._path = path
         self._stamp = self._current_stamp()
 
-    def explain(self, error: _native.UnreadableWeights) -> Unavailable:
-        """Returns the ``error`` of a step as one that a user understands; ChangedWeights if the file has changed."""
+    def explain(self, error: _native.UnreadableWeights, rows: Sequence[int]) -> UnreadableWeights:
+        """Returns the ``error`` of a step as one that a user understands; ChangedWeights if the file has changed.
+
+        ``rows`` are the rows that needed what could not be read.
+        """
         what = str(error)
-        kind = Unavailable if self._current_stamp() == self._stamp else ChangedWeights
-        return kind(what[0].upper() + what[1:], "Try again later, or check the disk")
+        kind = UnreadableWeights if self._current_stamp() == self._stamp else ChangedWeights
+        return kind(what[0].upper() + what[1:], "Try again later, or check the disk", rows=rows)
 
     def _current_stamp(self) -> list[int]:
         try:

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from freedive.config import settings_text
 from freedive.errors import UserError
 from freedive.server.api_errors import ApiError, error_response
 from freedive.server.auth import Auth
@@ -49,9 +50,11 @@ class EdgeMiddleware:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 ignored = {"X-Freedive-Ignored": ", ".join(sorted(record.ignored))} if record.ignored else {}
+                settings = record.completions.model.lossy if record.completions else {}
+                lossy = {"X-Freedive-Lossy": settings_text(settings)} if settings else {}
                 close = {"Connection": "close"} if is_framed_twice(headers) else {}
                 MutableHeaders(scope=message).update(
-                    SECURITY_HEADERS | {"X-Request-Id": record.id, "Request-Id": record.id} | ignored | close
+                    SECURITY_HEADERS | {"X-Request-Id": record.id, "Request-Id": record.id} | ignored | lossy | close
                 )
             await send(message)
 

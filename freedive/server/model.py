@@ -109,6 +109,10 @@ class Model(Protocol):
     def fingerprint(self) -> Mapping[str, str]:
         """Everything that the bits of an answer depend on, except weights and request: code, machine and settings."""
 
+    @property
+    def lossy(self) -> Mapping[str, float]:
+        """The settings in effect that change which experts compute a token, with their values; usually none."""
+
     def sampling(self, **given: Unpack[SamplingFields]) -> Sampling:
         """Returns the sampling settings: ``given`` fields, then those that the model's maker recommends."""
 

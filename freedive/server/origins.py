@@ -12,7 +12,7 @@ from freedive.errors import Forbidden
 from freedive.server.api_errors import ApiError, error_response
 
 METHODS = "GET, HEAD, POST, DELETE"
-EXPOSED = "X-Request-Id, Request-Id, Retry-After, X-Freedive-Ignored"
+EXPOSED = "X-Request-Id, Request-Id, Retry-After, X-Freedive-Ignored, X-Freedive-Lossy"
 """Response headers that a page may read, in addition to those that CORS always allows."""
 MAX_AGE_S = 600
 """Seconds that a browser may cache the answer to a preflight."""

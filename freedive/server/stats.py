@@ -77,6 +77,7 @@ def _numbers(model: Model) -> Json:
     return {
         "bytes": model.num_bytes,
         "resident_bytes": model.resident_bytes(),
+        "lossy": model.lossy,
         "experts_on_disk": cache.numbers if (cache := model.expert_cache()) else None,
         **dataclasses.asdict(model.engine.stats()),
     }

@@ -21,7 +21,7 @@ from freedive.engine.page_store import PageStore
 from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job, Scope
 from freedive.errors import Overloaded, Unavailable, UserError
-from freedive.model.batch import ChangedWeights
+from freedive.model.batch import Batch, ChangedWeights, UnreadableWeights
 from freedive.text.prompt import Prompt
 
 SHORT = Sampling(max_tokens=5, temperature=0, ignore_eos=True)
@@ -413,6 +413,35 @@ def test_weights_that_cannot_be_read_end_requests_but_never_the_engine() -> None
                 list(engine.submit([1], SHORT))
         assert engine.failure == ""
         assert tokens_of(engine.submit([5], SHORT)) == alone([5], SHORT)
+
+
+def test_weights_that_cannot_be_read_end_only_the_requests_that_need_them() -> None:
+    """The second request of the step needs none of them: it is computed again and gives the answer that it gives
+    alone."""
+    runner: Any = FakeRunner()
+    runner.gate.clear()
+    with start(runner) as engine:
+        first = engine.submit([3], SHORT)
+        assert runner.entered.wait(10)
+        others = [engine.submit([5, 6, 7], SHORT), engine.submit([8, 9], SHORT)]
+        step = runner.step
+
+        def fails(batch: Batch) -> np.ndarray:
+            if len(batch.lengths) == 1:
+                return step(batch)
+            runner.step = step
+            ends = batch.lengths.cumsum()
+            rows = [int(ends[index]) - 1 for index, tokens in enumerate(batch.lengths) if tokens == 3]
+            assert len(rows) == 1
+            raise UnreadableWeights("The weights of an expert cannot be read", "Check the disk", rows=rows)
+
+        runner.step = fails
+        runner.gate.set()
+        with pytest.raises(Unavailable, match=r"The weights of an expert cannot be read\. Check the disk"):
+            list(others[0])
+        assert tokens_of(others[1]) == alone([8, 9], SHORT)
+        assert tokens_of(first) == alone([3], SHORT)
+        assert engine.stats().free_pages == engine.stats().num_pages
 
 
 def test_engine_whose_weights_have_changed_is_given_up_to_be_loaded_again() -> None:

@@ -40,6 +40,7 @@ std::vector<ExpertLayer> write(const std::string& path) {
 bool step(PagedExperts& source, Team& team, int layer, std::span<const int> experts) {
     std::atomic<bool> right{true};
     team.run([&](int) {
+        if (source.cached(layer).size() != std::size_t(kCounts[layer])) right = false;
         for (int begin = 0; begin < int(experts.size());) {
             const Wave wave = source.acquire(layer, experts, begin);
             team.for_each(int(wave.order.size()), 1, [&](int i) {

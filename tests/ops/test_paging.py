@@ -22,7 +22,9 @@ from freedive.checkpoint.tensor import Tensor
 from freedive.checkpoint.weight_store import WeightStore, open_store, pack_model, write_store
 from freedive.errors import Unavailable, UserError
 from freedive.model import spec
+from freedive.model.batch import UnreadableWeights
 from freedive.model.params import expert_of
+from freedive.ops.expert_order import read_order
 from freedive.ops.native import NativeRunner
 from freedive.ops.paging import ExpertTraffic, Paging
 
@@ -102,6 +104,13 @@ def used_bytes(paged: NativeRunner) -> int:
     return cache.used_bytes
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
+
+
 def expert_bytes(store: WeightStore) -> int:
     return store.bytes_by_part()["experts"]
 
@@ -140,10 +149,7 @@ def test_random_schedules_of_experts_on_disk_do_not_show(store_of: Callable[[str
 def test_memory_is_filled_before_the_first_step(store_of: Callable[[str], WeightStore]) -> None:
     store = store_of("qwen3_moe")
     paged = runner("qwen3_moe", store, Paging(expert_bytes(store)))
-    ends_at = time.monotonic() + 10
-    while used_bytes(paged) < expert_bytes(store):
-        assert time.monotonic() < ends_at
-        time.sleep(0.01)
+    wait_until(lambda: used_bytes(paged) == expert_bytes(store))
     logits("qwen3_moe", paged)
     assert sum(layer.misses for layer in traffic(paged)) == 0
 
@@ -190,6 +196,83 @@ def test_changed_file_fails_the_step_that_reads_it_and_is_read_again(
             logits("gpt_oss", paged)
     copy.write_bytes(whole.path.read_bytes())
     assert_same_bits(logits("gpt_oss", paged), resident("gpt_oss", "exact"))
+
+
+def test_only_rows_that_need_an_unreadable_expert_are_named(
+    store_of: Callable[[str], WeightStore], tmp_path: Path
+) -> None:
+    """Rows without that expert have their usual bits in the step that succeeds without the others."""
+    whole = store_of("many experts")
+    assert whole.path
+    copy = tmp_path / "copy.fdv"
+    copy.write_bytes(whole.path.read_bytes())
+    store = open_store(copy)
+    usual = runner("many experts", whole)
+    tokens = prompts_of("many experts")[1][:12]
+    alone = [[token] for token in tokens]  # requests of one token each, so that rows have nothing in common
+    tables = [[page] for page in range(12)]
+    step = [(request, 1) for request in range(12)]
+    batch = to_batch(alone, step, [0] * 12, tables, [1] * 12)
+    usual.step(batch)
+    routes = usual.routes()[-1].experts  # of the last layer, behind which nothing depends on what was read
+    expert = int(routes[0, 0])
+    packed = [packed for packed in store.values() if isinstance(packed, PackedExperts)][-1]
+    assert packed.stored
+    paged = runner("many experts", store, Paging(0), num_threads=2)
+    with copy.open("r+b") as file:
+        file.seek(packed.stored.offset + expert * packed.stride + 100)
+        file.write(b"\x55\x54\x53")
+    with pytest.raises(UnreadableWeights, match="differs from its checksum") as caught:
+        paged.step(batch)
+    needing = [row for row in range(12) if expert in routes[row]]
+    assert 0 < len(needing) < 12
+    assert list(caught.value.rows) == needing
+    others = [row for row in range(12) if row not in needing]
+    step = [(request, 1) for request in others]
+    parts = [runs.step(to_batch(alone, step, [0] * 12, tables, [1] * 12)) for runs in (paged, usual)]
+    assert_same_bits([parts[0]], [parts[1]])
+
+
+def test_memory_is_filled_first_with_the_experts_that_the_last_run_used_most(
+    store_of: Callable[[str], WeightStore], tmp_path: Path
+) -> None:
+    store = store_of("many experts")
+    paging = Paging(expert_bytes(store) // 4, order=tmp_path / "order.json")
+    batch = to_batch([[5]], [(0, 1)], [0], [[0]], [1])
+
+    def misses_when_filled() -> int:
+        paged = runner("many experts", store, paging)
+        cache = paged.expert_cache()
+        assert cache
+        wait_until(lambda: used_bytes(paged) == cache.slots_bytes)
+        paged.step(batch)
+        paged.save_order()
+        return sum(layer.misses for layer in traffic(paged))
+
+    assert misses_when_filled() > 0
+    assert misses_when_filled() == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"experts": [[0, 1], [5]]}', '{"experts": [[1, 0]]}', '{"experts": [["a"]]}', '{"experts": 3}']
+)
+def test_an_order_that_does_not_fit_is_ignored(
+    store_of: Callable[[str], WeightStore], tmp_path: Path, text: str
+) -> None:
+    store, file = store_of("qwen3_moe"), tmp_path / "order.json"
+    file.write_text(text)
+    paged = runner("qwen3_moe", store, Paging(expert_bytes(store), order=file))
+    wait_until(lambda: used_bytes(paged) == expert_bytes(store))
+    assert_same_bits(logits("qwen3_moe", paged), resident("qwen3_moe", "exact"))
+    paged.save_order()
+    assert [len(layer) for layer in read_order(file)] == [len(layer) for layer in paged.expert_load()]
+
+
+def test_an_order_that_cannot_be_written_is_no_error(store_of: Callable[[str], WeightStore], tmp_path: Path) -> None:
+    paged = runner("qwen3_moe", store_of("qwen3_moe"), Paging(1 << 20, order=tmp_path / "missing" / "order.json"))
+    logits("qwen3_moe", paged)
+    paged.save_order()
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_without_a_file_cannot_be_paged() -> None:

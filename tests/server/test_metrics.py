@@ -178,7 +178,7 @@ def test_stats_are_json(observed: ObservedServer) -> None:
     stats = httpx.get(f"{observed.url}/v1/stats").json()
     (numbers,) = stats["models"].values()
     assert numbers.pop("experts_on_disk")["hits"] == 5
-    assert numbers == {"bytes": 1 << 20, "resident_bytes": 1 << 19, "running": 0, "waiting": 0}
+    assert numbers == {"bytes": 1 << 20, "resident_bytes": 1 << 19, "lossy": {}, "running": 0, "waiting": 0}
     assert stats["uptime_s"] > 0
     assert stats["memory"]["peak_bytes"] > 1 << 20
     assert 0 < stats["latencies"]["first_token_s"]["p50"] <= stats["latencies"]["request_s"]["p99"]

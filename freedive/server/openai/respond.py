@@ -54,6 +54,8 @@ async def respond(
         "created": int(time.time()),
         "model": completions.model.name,
     }
+    if lossy := completions.model.lossy:
+        head["lossy"] = lossy
     if body.stream:
         chunks = _chunks(head, body, completions, choices)
         nothing = event(head | {"choices": [kind.nothing]} | _no_usage(body))
