@@ -29,8 +29,14 @@ Memory::~Memory() {
     if (data_) munmap(data_, bytes_);
 }
 
+namespace {
+
+constexpr std::uintptr_t kPage = 4096;
+
+}  // namespace
+
 std::size_t resident_bytes(const void* data, std::size_t bytes) {
-    constexpr std::uintptr_t kPage = 4096, kPages = 1 << 16;
+    constexpr std::uintptr_t kPages = 1 << 16;
     const std::uintptr_t begin = std::uintptr_t(data), end = begin + bytes;
     std::vector<unsigned char> pages(kPages);
     std::size_t count = 0;
@@ -43,9 +49,14 @@ std::size_t resident_bytes(const void* data, std::size_t bytes) {
     return count;
 }
 
+void expect_reads(const void* data, std::size_t bytes) {
+    constexpr std::uintptr_t kPart = 128 << 10;  // Linux follows an advice only for its usual read-ahead
+    const std::uintptr_t begin = std::uintptr_t(data) / kPage * kPage, end = std::uintptr_t(data) + bytes;
+    for (std::uintptr_t at = begin; at < end; at += kPart) madvise((void*)at, std::min(kPart, end - at), MADV_WILLNEED);
+}
+
 void keep_freed_memory(std::size_t bytes) {
 #if defined(__GLIBC__) && defined(MADV_HUGEPAGE)
-    constexpr std::uintptr_t kPage = 4096;
     mallopt(M_ARENA_MAX, 1), mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1);
     void* room = std::malloc(bytes);
     if (!room) return;

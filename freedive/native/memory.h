@@ -36,6 +36,10 @@ class Memory {
 // Returns how many bytes of [data, data + bytes) are in physical memory, or 0 where the system does not report it.
 std::size_t resident_bytes(const void* data, std::size_t bytes);
 
+// Tells the system that mapped bytes will be read soon: it begins to read those that are on disk, all together. Page
+// faults would read them one by one.
+void expect_reads(const void* data, std::size_t bytes);
+
 // Makes the allocator keep freed memory for reuse, where the C library supports it, and asks for large pages for the
 // first `bytes`. Training frees and allocates the same sizes in every step; fresh pages would take a sixth of its time.
 void keep_freed_memory(std::size_t bytes);

@@ -1,6 +1,8 @@
 #include "paged_experts.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -11,6 +13,14 @@ namespace {
 
 // The most experts of a wave in which some are missing. The records of the next wave are read meanwhile.
 constexpr int kWave = 16;
+
+// Steps after which a use counts half as much. Measured on recorded and on synthetic routes: see docs/log/memory.md.
+constexpr double kHalfLife = 8;
+
+constexpr double kPinned = std::numeric_limits<double>::infinity();
+constexpr double kUnused = -kPinned;  // the rank of a slot without a sound record
+constexpr double kNever = -1e9;       // the use of an expert that was never used
+constexpr double kPassed = 1e10;      // by which a record that a scan has read ranks below all others
 
 }  // namespace
 
@@ -32,8 +42,11 @@ int PagedExperts::add_layer(const ExpertLayer& layer) {
     layers_.push_back({{layer, std::vector<int>(layer.count)},
                        &pool,
                        std::vector<int>(layer.count, kNowhere),
-                       order_of(layers_.size(), layer.count)});
-    layers_.back().records.layer.packed = {};
+                       order_of(layers_.size(), layer.count),
+                       std::vector<double>(layer.count)});
+    Layer& added = layers_.back();
+    for (int place = 0; place < layer.count; place++) added.uses[added.order[place]] = kNever - place;
+    added.records.layer.packed = {};
     return int(layers_.size()) - 1;
 }
 
@@ -59,8 +72,7 @@ void PagedExperts::allocate() {
         const std::size_t count = 2 + std::size_t(share * double(further)) / pool->stride;
         pool->memory = Memory(count * pool->stride);
         pool->slots = std::vector<Slot>(count);
-        for (std::size_t slot = 0; slot < count; slot++)
-            pool->slots[slot].place = pool->free.insert(pool->free.end(), int(slot));
+        pool->ranks.assign(count, kUnused);
     }
     zeros_ = Memory(widest);
     reader_.when_idle([this] { return warm_up(); });
@@ -92,8 +104,9 @@ void PagedExperts::plan(Layer& layer, std::span<const int> experts, int begin) {
     // A layer that reads more than its share of the slots would replace all that the next layers need.
     const bool scans = std::size_t(count) * pool.num_layers > pool.slots.size();
     if (begin == 0) {
+        if (&layer == &layers_.front()) now_ += 1 / kHalfLife;
         unpin_all(layer);
-        pin_hits(layer, experts);
+        pin_hits(layer, experts, scans);
     } else {
         for (int i = begin_; i < begin; i++)
             if (const int slot = layer.slots[experts[i]]; slot != kNowhere) unpin(pool, slot);
@@ -115,7 +128,7 @@ void PagedExperts::plan(Layer& layer, std::span<const int> experts, int begin) {
 
 // Begins to read the first experts of a layer that are missing.
 void PagedExperts::read_ahead(Layer& layer) {
-    const std::size_t left = layer.pool->slots.size() / 2;
+    const int left = int(layer.pool->slots.size() / 2);
     int missing = kWave;
     for (int expert = 0; expert < int(layer.slots.size()) && missing && layer.pool->num_unpinned() > left; expert++)
         if (layer.slots[expert] == kNowhere && pin(layer, expert, true)) {
@@ -125,11 +138,11 @@ void PagedExperts::read_ahead(Layer& layer) {
 }
 
 // Pins those experts of a layer that are in memory, before others replace them, but leaves slots to read the others.
-void PagedExperts::pin_hits(Layer& layer, std::span<const int> experts) {
+void PagedExperts::pin_hits(Layer& layer, std::span<const int> experts, bool scans) {
     Pool& pool = *layer.pool;
-    const std::size_t left = std::min<std::size_t>(2 * kWave, pool.slots.size() / 2);
+    const int left = std::min(2 * kWave, int(pool.slots.size() / 2));
     for (const int expert : experts)
-        if (layer.slots[expert] != kNowhere && pool.num_unpinned() > left) pin(layer, expert, false);
+        if (layer.slots[expert] != kNowhere && pool.num_unpinned() > left) pin(layer, expert, scans);
 }
 
 // Gives an expert a slot, unless it has one already, and pins it. Returns false if there is no slot to replace.
@@ -149,19 +162,27 @@ bool PagedExperts::pin(Layer& layer, int expert, bool scans) {
     Slot& taken = pool.slots[slot];
     taken.passes = scans && !hit;
     taken.pinned = true;
-    pool.pinned.splice(pool.pinned.end(), pool.idle, taken.place);
+    pool.num_pinned++, pool.pinned.push_back(slot), pool.ranks[slot] = kPinned;
+    if (!scans) use(layer, expert);
     layer.traffic.hits += hit, layer.traffic.misses += !hit;
     return true;
+}
+
+// Counts a use. Scans do not count: they use all experts, and the layers that they have passed would seem to be used
+// more than those which are next.
+void PagedExperts::use(Layer& layer, int expert) const {
+    double& sum = layer.uses[expert];
+    sum = now_ + std::log2(1 + std::exp2(sum - now_));
 }
 
 // Unpins everything but what was read ahead for a layer.
 void PagedExperts::unpin_all(const Layer& except) {
     for (const auto& pool : pools_)
-        for (auto next = pool->pinned.begin(); next != pool->pinned.end();) {
-            const int slot = *next++;
+        std::erase_if(pool->pinned, [&](int slot) {
             const Slot& pinned = pool->slots[slot];
             if (!pinned.ahead || &layers_[pinned.layer] != &except) unpin(*pool, slot);
-        }
+            return !pinned.pinned;
+        });
 }
 
 // A slot that is still loading stays pinned: the disk will write to it.
@@ -169,19 +190,23 @@ void PagedExperts::unpin(Pool& pool, int slot) {
     Slot& done = pool.slots[slot];
     if (!done.pinned || done.is_loading()) return;
     done.pinned = done.ahead = false;
-    pool.idle.splice(done.passes || done.has_failed() ? pool.idle.begin() : pool.idle.end(), pool.pinned, done.place);
+    pool.num_pinned--;
+    const double use = layers_[done.layer].uses[done.expert];
+    pool.ranks[slot] = done.has_failed() ? kUnused : done.passes ? use - kPassed : use;
 }
 
 // Returns the slot that is to be replaced next, or kNowhere.
-int PagedExperts::replaceable(Pool& pool) {
-    if (!pool.free.empty()) pool.idle.splice(pool.idle.begin(), pool.free, pool.free.begin());
-    for (const int slot : pool.idle)
-        if (!pool.slots[slot].is_loading()) return slot;
-    return kNowhere;
+int PagedExperts::replaceable(const Pool& pool) const {
+    int found = kNowhere;
+    double least = kPinned;
+    for (std::size_t slot = 0; slot < pool.slots.size(); slot++)
+        if (pool.ranks[slot] < least && !pool.slots[slot].is_loading()) found = int(slot), least = pool.ranks[slot];
+    return found;
 }
 
 void PagedExperts::load(Layer& layer, int expert, int slot) {
     Slot& taken = layer.pool->slots[slot];
+    layer.pool->num_used = std::max(layer.pool->num_used, slot + 1);
     if (taken.layer != kNowhere) layers_[taken.layer].slots[taken.expert] = kNowhere;
     taken.layer = int(&layer - layers_.data()), taken.expert = expert;
     layer.slots[expert] = slot;
@@ -246,13 +271,13 @@ bool PagedExperts::warm_up() {
         if (place >= layer.order.size()) continue;
         const int expert = layer.order[place];
         if (layer.slots[expert] != kNowhere) continue;
+        const int slot = pool.num_used, count = int(pool.slots.size());
         // A step that begins meanwhile needs a slot that is not loading.
-        const bool leaves_one =
-            pool.free.size() > 1 || (!pool.idle.empty() && !pool.slots[pool.idle.front()].is_loading());
-        if (pool.free.empty() || !leaves_one) continue;
-        const int slot = pool.free.front();
+        const auto serves = [](const Slot& other) { return !other.pinned && !other.is_loading(); };
+        const bool leaves_one = slot + 1 < count || std::any_of(pool.slots.begin(), pool.slots.begin() + slot, serves);
+        if (slot == count || !leaves_one) continue;
         load(layer, expert, slot);
-        pool.idle.splice(pool.idle.end(), pool.free, pool.slots[slot].place);
+        pool.ranks[slot] = layer.uses[expert];
         return true;
     }
     return false;

@@ -1,9 +1,9 @@
 // A cache in memory of experts on disk. Its memory is divided into slots, each of which holds one record. A record that
-// is missing replaces the one that was used least recently.
+// is missing replaces the one that was used least, where a use counts half as much after eight steps (LRFU: Lee et al.
+// 2001, "A spectrum of policies that subsumes the least recently used and least frequently used policies").
 #pragma once
 
 #include <chrono>
-#include <list>
 #include <memory>
 #include <mutex>
 
@@ -51,7 +51,6 @@ class PagedExperts final : public ExpertSource, public std::enable_shared_from_t
         bool pinned = false;  // belongs to the wave, or to the next one, or is still loading for an earlier one
         bool ahead = false;   // was read for a layer that has not begun
         bool passes = false;  // was read by a scan, so that it is the next to be replaced
-        std::list<int>::iterator place{};
     };
     // The slots for records of one size.
     struct Pool {
@@ -59,25 +58,30 @@ class PagedExperts final : public ExpertSource, public std::enable_shared_from_t
         int num_layers = 0;
         Memory memory{};
         std::vector<Slot> slots{};
-        std::list<int> free{}, idle{}, pinned{};  // free: never used; idle: the next to be replaced comes first
-        std::size_t num_unpinned() const { return free.size() + idle.size(); }
+        std::vector<double> ranks{};  // of each slot: the use of its expert; the lowest is replaced first
+        std::vector<int> pinned{};    // slots, some of which may have been unpinned meanwhile
+        int num_pinned = 0;
+        int num_used = 0;  // slots from here on never held a record
+        int num_unpinned() const { return int(slots.size()) - num_pinned; }
         std::uint8_t* at(int slot) const { return memory.as<std::uint8_t>() + stride * slot; }
     };
     struct Layer {
         FileLayer records;
         Pool* pool;
-        std::vector<int> slots;  // of each expert, or kNowhere
-        std::vector<int> order;  // in which free memory is filled
+        std::vector<int> slots;    // of each expert, or kNowhere
+        std::vector<int> order;    // in which free memory is filled
+        std::vector<double> uses;  // of each expert: the logarithm of its uses, later ones counting more
         ExpertTraffic traffic{};
     };
 
     void plan(Layer& layer, std::span<const int> experts, int begin);
-    void pin_hits(Layer& layer, std::span<const int> experts);
+    void pin_hits(Layer& layer, std::span<const int> experts, bool scans);
     bool pin(Layer& layer, int expert, bool scans);
+    void use(Layer& layer, int expert) const;
     void unpin(Pool& pool, int slot);
     void unpin_all(const Layer& except);
     void read_ahead(Layer& layer);
-    int replaceable(Pool& pool);
+    int replaceable(const Pool& pool) const;
     void load(Layer& layer, int expert, int slot);
     bool warm_up();
     std::vector<int> order_of(std::size_t layer, int count) const;
@@ -93,6 +97,7 @@ class PagedExperts final : public ExpertSource, public std::enable_shared_from_t
     std::vector<UnreadableWeights::Record> unread_{};  // since the last check
 
     mutable std::mutex mutex_;
+    double now_ = 0;     // steps so far, in half-lives of a use
     int num_looks_ = 0;  // calls of cached, for this layer
     std::vector<std::uint8_t> cached_;
     int num_calls_ = 0;           // of acquire, for this wave

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "memory.h"
 #include "operations.h"
 
 namespace freedive {
@@ -10,6 +11,10 @@ namespace freedive {
 void Embed::run(Program& program, int) const {
     const Weight& w = program.weights[table];
     const Buffer& to = program.buffers[out];
+    // The table may be on disk, and a row has bytes on every page of its panel.
+    program.team.for_each(program.num_rows(out), 8, [&](int row) {
+        expect_reads(w.panel(program.step.tokens[row] / kPanelRows), panel_bytes(w.format, w.k));
+    });
     program.team.for_each(program.num_rows(out), 8,
                           [&](int row) { unpack_row(w, program.step.tokens[row], {to.row(row), std::size_t(w.k)}); });
 }
