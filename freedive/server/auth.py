@@ -15,7 +15,10 @@ from freedive.server.keys import Key, Keys, nobody
 from freedive.server.origins import ForeignPage, Origins
 from freedive.server.rate_limits import RateLimits
 
-OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
+SERVICE_WORKER = "/service-worker.js"
+"""The page's service worker, whose path must be above all that it may serve."""
+
+OPEN = frozenset({"/", "/health", "/docs", "/openapi.json", SERVICE_WORKER})
 """Paths that need no key, like all paths under /static/: the chat page asks the user for the key itself."""
 
 PRIVATE = "/app/"

@@ -7,16 +7,17 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from freedive.server.api_errors import ApiError
-from freedive.server.auth import Auth
+from freedive.server.auth import SERVICE_WORKER, Auth
 from freedive.server.completion_stream import Completions
 from freedive.server.openai.fields import ChatRequest
 from freedive.server.page.rendering import LiveMarkdown
@@ -26,6 +27,8 @@ from freedive.server.stream import EventStream, event, with_error_event
 from freedive.text.dialects.dialect import Event
 from freedive.text.dialects.parser import joined
 
+STATIC = Path(__file__).parent / "static"
+THEMES = ("auto", "light", "dark")
 FRAME_S = 0.04
 """Seconds between two updates of a growing answer, at least."""
 RENDER_SHARE = 0.1
@@ -43,18 +46,23 @@ def router(service: Service, auth: Auth) -> APIRouter:
 
     @routes.get("/")
     async def page(request: Request) -> HTMLResponse:
-        language = choose_language(
-            request.cookies.get("lang", ""), request.headers.get("accept-language", ""), translations
-        )
-        names = [] if auth.locked else list(service.models.slots)
+        cookies = request.cookies
+        language = choose_language(cookies.get("lang", ""), request.headers.get("accept-language", ""), translations)
+        other = next(code for code in translations if code != language)
         html = template.render(
             language=language,
-            translations=translations[language],
-            all_translations=translations,
-            names=names,
-            locked=auth.locked,
+            word=translations[language],
+            other={"code": other, "name": translations[other]["language"]},
+            theme=cookies["theme"] if cookies.get("theme") in THEMES else THEMES[0],
+            closed=cookies.get("bar") == "closed",
+            names=[] if auth.locked else list(service.models.slots),
         )
         return HTMLResponse(html, headers={"Cache-Control": "no-cache", "Vary": "Accept-Language, Cookie"})
+
+    @routes.get(SERVICE_WORKER)
+    async def service_worker() -> FileResponse:
+        headers = {"Cache-Control": "no-cache"}
+        return FileResponse(STATIC / "service-worker.js", media_type="text/javascript", headers=headers)
 
     @routes.post("/chat/stream", response_model=None)
     async def stream(body: ChatRequest, request: Request) -> EventStream:
@@ -67,7 +75,7 @@ def router(service: Service, auth: Auth) -> APIRouter:
 
 def static_files() -> StaticFiles:
     """Returns the application that serves style sheets and scripts under /static."""
-    return StaticFiles(packages=[("freedive.server.page", "static")])
+    return StaticFiles(directory=STATIC)
 
 
 def choose_language(cookie: str, accepted: str, languages: Sequence[str] | dict[str, Any]) -> str:
