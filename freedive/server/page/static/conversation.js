@@ -35,6 +35,11 @@ export class Conversation {
     return `${ROOT}/${this.id}`;
   }
 
+  // The model that was chosen for the conversation, or that answered last.
+  get model() {
+    return this.settings.model ?? this.tree.all().findLast((message) => message.model)?.model;
+  }
+
   // Several calls at once make one conversation.
   async ensure() {
     if (this.id) return;

@@ -73,8 +73,7 @@ export class SideBar {
     const outside = all.filter((each) => !each.folder);
     const parts = [this.#group(word("pinned"), outside.filter((each) => each.pinned))];
     for (const { name } of this.#folders) parts.push(this.#folder(name, all));
-    const groups = Map.groupBy?.(outside, age) ?? new Map();
-    for (const key of AGES) parts.push(this.#group(word(key), groups.get(key) ?? []));
+    for (const key of AGES) parts.push(this.#group(word(key), outside.filter((each) => age(each) === key)));
     const atTop = list.parentElement.scrollTop;
     list.replaceChildren(...parts.filter(Boolean));
     list.parentElement.scrollTop = atTop;

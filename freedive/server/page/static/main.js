@@ -46,7 +46,7 @@ const sideBar = new SideBar({
 
 function opened(conversation) {
   showTitle(conversation);
-  showModel(conversation.settings.model);
+  showModel(conversation.model);
   showTemporary();
   sideBar.mark(conversation.id);
   composer.open(conversation.id, conversation.waitingFiles);
@@ -85,14 +85,14 @@ function showTemporary() {
 const refresh = () => sideBar.refresh().catch((error) => toast(error.message));
 
 function newChat() {
-  history.pushState(null, "", location.pathname);
+  if (location.hash) history.pushState(null, "", location.pathname);
   return route();
 }
 
 // The address names a conversation and perhaps a message: /#conversation/message.
 function route() {
   toggleSideBar(false);
-  const [id, message] = location.hash.slice(1).split("/").map(decodeURIComponent);
+  const [id, message] = location.hash.slice(1).split("/");
   return chat.open(id || null, message);
 }
 
@@ -130,6 +130,7 @@ temporary.addEventListener("click", () => {
   chat.conversation.temporary = !chat.conversation.temporary;
   showTemporary();
 });
+byId("list").addEventListener("click", ({ target }) => target.closest("a") && toggleSideBar(false));
 byId("new").addEventListener("click", newChat);
 byId("search-open").addEventListener("click", openSearch);
 byId("help-open").addEventListener("click", () => byId("help").showModal());

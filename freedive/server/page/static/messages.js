@@ -80,8 +80,9 @@ export class QuestionView extends MessageView {
     );
   }
 
-  // A question whose answer failed or was never asked for.
+  // A question whose answer was refused or never asked for.
   offerAnswer(offered) {
+    if (!offered) this.node.querySelector(".notice")?.remove();
     this.actions.querySelector(".again")?.remove();
     if (offered) this.actions.append(iconButton("again", "answer_it", () => this.acts.answer(this.message)));
   }
