@@ -1,9 +1,8 @@
-"""Conversations in the side bar of the chat page: found again, ordered, deleted and brought back, exported, imported."""
+"""Conversations in the side bar of the chat page: found, ordered, deleted and brought back, exported, imported."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ DAY_MS = 86_400_000
 
 
 @pytest.fixture(autouse=True)
-def empty(http: httpx.Client) -> Iterator[None]:
+def empty(http: httpx.Client) -> None:
     """The list of conversations is empty before each test."""
     for each in http.get(ROOT, params={"limit": 200}).json()["conversations"]:
         http.delete(f"{ROOT}/{each['id']}", params={"forever": True})
-    yield
 
 
 def titles(page: Page, selector: str = "#list a") -> list[str]:

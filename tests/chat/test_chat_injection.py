@@ -63,11 +63,12 @@ PAYLOADS = [
     "\u202e<txt.exe> \u0000\u2028\u2029",
 ]
 HOSTILE = """
+const nodes = [...document.querySelectorAll("*")];
 return [window.owned ?? null, document.querySelectorAll(
   `:is(#thread, #list, #toasts, #search, #file, #title, #attached, #settings) :is(script, img, iframe, style, link,
    object, embed, form:not(#settings-form), video, template, base, meta)`).length,
   [...document.querySelectorAll("a")].filter((a) => !/^(https?|mailto|blob):/.test(a.href)).map((a) => a.href),
-  [...document.querySelectorAll("*")].filter((node) => node.getAttributeNames().some((name) => /^on/.test(name))).length]
+  nodes.filter((node) => node.getAttributeNames().some((name) => /^on/.test(name))).length]
 """
 
 

@@ -61,7 +61,7 @@ def test_everything_is_said_in_the_readers_language(page: Page, language: str) -
     page.find("#settings-open").click()
     texts = json.loads((FOLDER / "translations.json").read_text("utf-8"))
     assert page.find("#settings h2").text == texts[language]["settings"]
-    assert page.texts(".parameter label")[0] == texts[language]["temperature"]
+    assert page.texts(".parameter label")[0] == texts[language]["reasoning_effort"]
     assert texts[language]["speed"].partition("}")[2] in page.find(".meter").text
     if language == "zh":
         shown = page.browser.execute_script("return document.body.innerText")

@@ -62,7 +62,7 @@ def test_settings_belong_to_their_conversation_and_survive_a_reload(page: Page, 
 def test_every_parameter_says_what_it_does_and_its_default(page: Page) -> None:
     open_settings(page)
     notes = page.texts(".parameter p")
-    assert len(notes) == 10
+    assert len(notes) == 11
     assert all("Default:" in note and len(note) > 40 for note in notes)
 
 

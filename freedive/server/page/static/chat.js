@@ -98,8 +98,9 @@ export class Chat {
     const { conversation } = this;
     const { signal } = this.#control;
     try {
-      const finished = await follow(conversation.eventsOf(message.id), view, signal, (change) => this.#following(change));
-      conversation.tree.put(finished);
+      const change = (how) => this.#following(how);
+      const end = await follow(conversation.eventsOf(message.id), view, signal, change);
+      const finished = conversation.tree.put({ ...message, ...end });
       this.#following(() => view.finish(finished));
       status.textContent = word("answer_there");
     } catch (error) {
@@ -123,8 +124,7 @@ export class Chat {
     const { conversation } = this;
     const { tree } = conversation;
     const isNew = !conversation.id || !tree.size;
-    const leaf = tree.get(tree.leaf);
-    const parent = edited ? edited.parent : leaf?.role === "user" ? leaf.parent : (leaf?.id ?? null);
+    const parent = edited ? edited.parent : tree.lastAnswered();
     const question = await conversation.say(text, parent, files);
     if (conversation !== this.conversation) return;
     done();

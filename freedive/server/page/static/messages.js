@@ -6,6 +6,8 @@ import { meterText, Waiting } from "./meter.js";
 import { canSpeak, speak } from "./speech.js";
 import { label, word } from "./translations.js";
 
+const CUT = ["length", "repetition"]; // ends after which there may be more
+
 // What the views of questions and answers share: the actions below, and editing in place.
 class MessageView {
   constructor(kind, message, acts) {
@@ -100,7 +102,6 @@ export class AnswerView extends MessageView {
   begin() {
     this.isRunning = true;
     this.text = this.thoughts = "";
-    this.started = this.thinkingSince = this.thinkingEnded = 0;
     this.node.setAttribute("aria-busy", "true");
     this.waiting = new Waiting();
     this.body.before(this.waiting.node);
@@ -119,15 +120,13 @@ export class AnswerView extends MessageView {
   // The server sends safe HTML: blocks that have settled, and the block that still grows. Thoughts are plain text.
   grow({ thoughts, text, settled, tail, meter }) {
     this.text += text;
+    this.meter = meter;
     if (thoughts) this.#think(thoughts);
     if (this.text) this.#endThinking();
     this.waiting.show(meter, Boolean(this.text || this.thoughts));
     if (settled) this.#insert(settled);
-    if (tail !== undefined) {
-      this.tail.innerHTML = tail;
-      label(this.tail);
-    }
-    this.meter = meter ?? this.meter;
+    this.tail.innerHTML = tail;
+    label(this.tail);
   }
 
   #think(text) {
@@ -147,16 +146,16 @@ export class AnswerView extends MessageView {
     );
     this.body.before(this.fold);
     if (!this.isRunning) return;
-    this.thinkingSince = performance.now();
+    this.thinkingSince = performance.now() - 1000 * (this.meter?.thought_s ?? 0);
     this.hurry = textButton("answer_now", () => this.acts.answerNow(this.message), "hurry");
     this.fold.after(this.hurry);
-    this.clock = setInterval(() => this.#tick("thinking"), 500);
-    this.#tick("thinking");
+    const tick = () => this.#tellThinking("thinking", (performance.now() - this.thinkingSince) / 1000);
+    this.clock = setInterval(tick, 500);
+    tick();
   }
 
-  #tick(key) {
-    const seconds = Math.round((performance.now() - this.thinkingSince) / 1000);
-    this.summary.textContent = word(key, { seconds });
+  #tellThinking(key, seconds) {
+    this.summary.textContent = word(key, { seconds: Math.floor(seconds) });
   }
 
   #endThinking() {
@@ -164,7 +163,7 @@ export class AnswerView extends MessageView {
     clearInterval(this.clock);
     this.clock = null;
     this.hurry.remove();
-    this.#tick("thought");
+    this.#tellThinking("thought", this.meter?.thought_s ?? 0);
   }
 
   #insert(html) {
@@ -188,14 +187,15 @@ export class AnswerView extends MessageView {
 
   #fill(message) {
     if (message.reasoning) this.#think(message.reasoning);
+    const seconds = message.timings?.thought_s;
+    if (message.reasoning && seconds) this.#tellThinking("thought", seconds);
     if (message.html) this.#insert(message.html);
   }
 
-  #tellEnd({ status, error, usage }) {
-    const reason = usage?.finish;
+  #tellEnd({ status, error, finish }) {
     if (status === "failed") this.notice(error || word("failed"), "error");
     else if (status !== "complete") this.notice(word(status));
-    else if (["length", "repetition"].includes(reason)) this.notice(word(reason));
+    else if (CUT.includes(finish)) this.notice(word(finish));
   }
 
   #offerActions(message) {
@@ -204,10 +204,12 @@ export class AnswerView extends MessageView {
       iconButton("copy", "copy", (event) => acts.copy(event.currentTarget, message.content)),
       iconButton("again", "regenerate", () => acts.regenerate(message)),
       iconButton("edit", "edit", () => this.edit(message.content)),
-      iconButton("next", "continue", () => acts.continue(message)),
     );
+    if (message.status !== "complete" || CUT.includes(message.finish)) {
+      this.actions.append(iconButton("next", "continue", () => acts.continue(message)));
+    }
     if (canSpeak) this.actions.append(iconButton("speak", "read_aloud", () => speak(this.body.innerText)));
-    const text = meterText(this.meter ?? message.timings);
+    const text = meterText({ ...this.meter, ...message.usage, ...message.timings });
     if (text) this.actions.append(element("span", { className: "meter" }, text));
   }
 }

@@ -29,8 +29,9 @@ export class Waiting {
     this.node.hidden = hasBegun;
     if (hasBegun || !meter) return;
     const { queue_place: place, prompt_tokens: all, prefilled, cached_tokens: cached } = meter;
-    this.bar.hidden = Boolean(place) || !(all > 0 && prefilled > 0);
-    if (place) this.text.textContent = word("queued", { place });
+    const waits = place !== null;
+    this.bar.hidden = waits || !(all > 0 && prefilled > 0);
+    if (waits) this.text.textContent = word("queued", { place: place + 1 });
     else if (all > 0) this.#showReading(all, prefilled ?? 0, cached ?? 0);
   }
 

@@ -9,6 +9,12 @@ import { word } from "./translations.js";
 const [dialog, form, system, schema, schemaWrong, list, rows] = [
   "settings", "settings-form", "system", "schema", "schema-wrong", "presets", "parameters",
 ].map(byId);
+const READ = {
+  number: Number,
+  integer: Number,
+  choice: (text) => text,
+  lines: (text) => text.split("\n").filter(Boolean),
+};
 let keep = null; // receives the settings when they are saved
 let others = {}; // settings that are not shown here
 
@@ -21,17 +27,24 @@ export function openSettings(settings, save) {
   dialog.showModal();
 }
 
-function row({ name, title, kind, min, max, step, otherwise }) {
+function row({ name, title, otherwise, ...limits }) {
   const id = `parameter-${name}`;
-  const label = element("label", { htmlFor: id }, word(title ?? name));
   const value = typeof otherwise === "string" ? word(otherwise) : String(otherwise);
+  const label = element("label", { htmlFor: id }, word(title ?? name));
   const note = element("p", { id: `${id}-note` }, `${word(`${name}_does`)} ${word("by_default", { value })}`);
-  const field =
-    kind === "lines"
-      ? element("textarea", { id, rows: 1, placeholder: value })
-      : element("input", { id, type: "number", min, max, step: kind === "integer" ? 1 : "any", placeholder: value });
-  field.setAttribute("aria-describedby", note.id);
-  return element("div", { className: "parameter" }, label, field, note);
+  const input = field(limits, value);
+  input.id = id;
+  input.setAttribute("aria-describedby", note.id);
+  return element("div", { className: "parameter" }, label, input, note);
+}
+
+function field({ kind, choices, min, max }, value) {
+  if (kind === "lines") return element("textarea", { rows: 1, placeholder: value });
+  if (kind === "choice") {
+    const options = choices.map((choice) => new Option(word(`effort_${choice}`), choice));
+    return element("select", {}, new Option(value, ""), ...options);
+  }
+  return element("input", { type: "number", min, max, step: kind === "integer" ? 1 : "any", placeholder: value });
 }
 
 function fill({ system: prompt = "", sampling = {}, response_schema: wanted, ...rest }) {
@@ -51,7 +64,7 @@ function filled() {
   for (const { name, kind } of PARAMETERS) {
     const text = byId(`parameter-${name}`).value;
     if (text === "") continue;
-    sampling[name] = kind === "lines" ? text.split("\n").filter(Boolean) : Number(text);
+    sampling[name] = READ[kind](text);
   }
   const wanted = parsedSchema();
   if (wanted === undefined) return undefined;

@@ -18,7 +18,9 @@ export class Tree {
   }
 
   put(message) {
-    this.#byId.set(message.id, { ...this.#byId.get(message.id), ...message });
+    const whole = { ...this.#byId.get(message.id), ...message };
+    this.#byId.set(message.id, whole);
+    return whole;
   }
 
   all() {
@@ -34,6 +36,13 @@ export class Tree {
     const found = [];
     for (let at = this.get(this.leaf); at; at = this.get(at.parent)) found.unshift(at);
     return found;
+  }
+
+  // The message under which the next question stands, null for a first one. A question that got nothing is left out:
+  // the next one is an alternative to it.
+  lastAnswered() {
+    const answer = this.path().findLast(({ role, content, reasoning }) => role === "assistant" && (content || reasoning));
+    return answer?.id ?? null;
   }
 
   // The alternative `step` places after a message, undefined where there is none.
