@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
 import freedive.server.page
+from freedive.server.conversations.records import Status
 
 FOLDER = Path(freedive.server.page.__file__).parent
 MAX_BYTES = 200_000
@@ -83,8 +85,9 @@ def test_every_text_that_scripts_and_pages_use_exists_and_every_text_is_used() -
     source = "\n".join(sources) + (FOLDER / "rendering.py").read_text("utf-8")
     asked = re.findall(r"""\bword\(\s*"(\w+)\"""", source) + re.findall(r"\bword\.(\w+)", source)
     assert set(asked) <= set(texts)
-    unused = [key for key in texts if not re.search(rf"\b{key.removesuffix('_does')}\b", source)]
-    assert unused == ["language"] or unused == []
+    source += " language ".join(get_args(Status))
+    names = {key: key.removesuffix("_does").removeprefix("effort_") for key in texts}
+    assert [key for key, name in names.items() if not re.search(rf"\b{name}\b", source)] == []
 
 
 def test_colours_follow_the_system_until_the_reader_chooses(page: Page) -> None:

@@ -139,6 +139,7 @@ export class Chat {
   // Shows an answer from its beginning; a refusal is said below the message `id`.
   async #grow(id, begin) {
     const { conversation } = this;
+    status.textContent = "";
     this.#draw();
     scroller.scrollTop = scroller.scrollHeight;
     this.on.running(true);

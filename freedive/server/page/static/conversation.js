@@ -45,7 +45,11 @@ export class Conversation {
     if (this.id) return;
     const { settings, folder, temporary } = this;
     this.#creating ??= post(ROOT, { settings, folder, temporary });
-    Object.assign(this, await this.#creating);
+    try {
+      Object.assign(this, await this.#creating);
+    } finally {
+      this.#creating = null;
+    }
   }
 
   async reload() {

@@ -9,6 +9,8 @@ import { toast } from "./toast.js";
 import { word } from "./translations.js";
 
 const DAY_MS = 86_400_000;
+const PART = 50; // conversations that are loaded at once
+const MOST = 200;
 const list = byId("list");
 const end = byId("list-end"); // more is loaded when it comes into view
 
@@ -24,13 +26,14 @@ export class SideBar {
   constructor({ left, renamed }) {
     this.left = left;
     this.renamed = renamed;
-    new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && this.#more()).observe(end);
+    this.observer = new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && this.#more());
   }
 
   // Reads the list again, as far as it was unfolded.
   async refresh() {
+    const limit = Math.min(MOST, Math.max(PART, this.#known.size));
     const [page, { folders }, ...inside] = await Promise.all([
-      get(`${ROOT}?folder=&limit=50`),
+      get(`${ROOT}?folder=&limit=${limit}`),
       get(`${ROOT}/folders`),
       ...[...this.#openFolders].map((name) => this.#inFolder(name)),
     ]);
@@ -53,12 +56,12 @@ export class SideBar {
   }
 
   async #inFolder(name) {
-    return (await get(`${ROOT}?limit=200&folder=${encodeURIComponent(name)}`)).conversations;
+    return (await get(`${ROOT}?limit=${MOST}&folder=${encodeURIComponent(name)}`)).conversations;
   }
 
   #more() {
     if (!this.#next) return;
-    this.#loading ??= get(`${ROOT}?folder=&limit=50&after=${this.#next}`)
+    this.#loading ??= get(`${ROOT}?folder=&limit=${PART}&after=${this.#next}`)
       .then((page) => {
         this.#next = page.next;
         for (const each of page.conversations) this.#known.set(each.id, each);
@@ -78,6 +81,8 @@ export class SideBar {
     list.replaceChildren(...parts.filter(Boolean));
     list.parentElement.scrollTop = atTop;
     end.hidden = !this.#next;
+    this.observer.unobserve(end); // it tells again whether the end is in view
+    this.observer.observe(end);
     byId("list-empty").hidden = Boolean(all.length || this.#folders.length);
   }
 

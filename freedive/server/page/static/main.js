@@ -22,7 +22,10 @@ const chat = new Chat({
   created,
   continued: () => refresh(),
   running: (is) => (composer.running = is),
-  lost: () => newChat(),
+  lost: () => {
+    history.replaceState(null, "", location.pathname);
+    route();
+  },
   model: chosenModel,
 });
 const composer = new Composer({
