@@ -58,9 +58,13 @@ class Auth:
             self._refuse_foreign_pages(headers)
         return self._anybody
 
-    def track(self, key: Key, method: str) -> AbstractContextManager[None]:
-        """Counts a POST request against the limits of ``key`` while the block runs. Raises RateLimited."""
-        return self._rate_limits.track(key) if method == "POST" else nullcontext()
+    def track(self, key: Key, path: str = "", method: str = "POST") -> AbstractContextManager[None]:
+        """Counts a POST request against the limits of ``key`` while the block runs. Raises RateLimited.
+
+        Requests of the page for its own data do not count: each of its answers is one request, however long it runs.
+        """
+        counts = method == "POST" and not path.startswith(PRIVATE)
+        return self._rate_limits.track(key) if counts else nullcontext()
 
     def _key(self, headers: Headers) -> Key:
         assert self._keys

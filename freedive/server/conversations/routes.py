@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from freedive.server.conversations.fields import (
 from freedive.server.conversations.imports.reader import read_import
 from freedive.server.conversations.records import Conversation, ConversationDraft, FileDraft, MessageDraft, Tree
 from freedive.server.conversations.search import Hit
+from freedive.server.page.rendered import Rendered
 from freedive.server.request_record import RequestRecord
 from freedive.server.routing import APIRouter
 
@@ -40,12 +41,12 @@ MEDIA_TYPES = {"json": "application/json", "markdown": "text/markdown; charset=u
 ENDINGS = {"json": "json", "markdown": "md"}
 
 
-def router(chats: Chats) -> APIRouter:
-    """Returns the routes of ``chats``."""
+def router(chats: Chats, rendered: Rendered) -> APIRouter:
+    """Returns the routes of ``chats``; ``rendered`` keeps the HTML of their messages."""
     routes = APIRouter(prefix=PREFIX, include_in_schema=False)
     _add_lists(routes, chats)
     _add_files_of_many(routes, chats)
-    _add_conversations(routes, chats)
+    _add_conversations(routes, chats, rendered)
     _add_parts(routes, chats)
     return routes
 
@@ -88,7 +89,7 @@ def _add_files_of_many(routes: APIRouter, chats: Chats) -> None:
         return {"conversations": [_summary(each) for each in await run_sync(run, limiter=importing)]}
 
 
-def _add_conversations(routes: APIRouter, chats: Chats) -> None:
+def _add_conversations(routes: APIRouter, chats: Chats, rendered: Rendered) -> None:
     @routes.post("")
     async def create(body: CreateRequest, request: Request) -> Json:
         store = chats.temporary if body.temporary else chats.saved
@@ -101,8 +102,9 @@ def _add_conversations(routes: APIRouter, chats: Chats) -> None:
         return vars(await run_in_threadpool(store.create, _owner(request), draft))
 
     @routes.get("/{id}")
-    async def read(id: str, request: Request) -> Json:
-        return _whole(await run_in_threadpool(chats.holding(id).read, _owner(request), id))
+    async def read(id: str, request: Request, html: bool = False) -> Json:
+        tree = await run_in_threadpool(chats.holding(id).read, _owner(request), id)
+        return _whole(tree, [await rendered.html(message) for message in tree.messages] if html else None)
 
     @routes.patch("/{id}")
     async def change(id: str, body: ChangeRequest, request: Request) -> Json:
@@ -164,8 +166,10 @@ def _summary(conversation: Conversation) -> Json:
     return {name: value for name, value in vars(conversation).items() if name not in ("settings", "deleted", "leaf")}
 
 
-def _whole(tree: Tree) -> Json:
+def _whole(tree: Tree, htmls: Sequence[str] | None) -> Json:
     messages = [vars(message) for message in tree.messages]
+    if htmls is not None:
+        messages = [{**message, "html": html} for message, html in zip(messages, htmls, strict=True)]
     return {**vars(tree.conversation), "messages": messages, "files": [vars(file) for file in tree.files]}
 
 
