@@ -37,6 +37,7 @@ from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.server.openai.responses.store import open_store
 from freedive.server.origins import CrossOrigin
 from freedive.server.page import routes as page
+from freedive.server.page import session
 from freedive.server.paths import Paths
 from freedive.server.request_record import Observer
 from freedive.server.service import Service
@@ -106,7 +107,8 @@ def create_app(
     app.include_router(kept_requests.router(kept))
     app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
     app.include_router(page.router(service, auth))
-    app.include_router(conversations_routes.router(chats, answers.rendered))
+    app.include_router(session.router(auth))
+    app.include_router(conversations_routes.router(chats, answers.rendered, service.count))
     app.include_router(answers_routes.router(answers))
     app.mount("/static", page.static_files(), name="static")
     openapi.describe_routes(app)

@@ -15,7 +15,10 @@ AT = "/app/conversations"
 
 
 def slow() -> EchoModel:
-    script = {"count": "".join(f"{number}\n\n" for number in range(300)), "ponder": "<think>" + "hm " * 500 + "</think>so"}
+    script = {
+        "count": "".join(f"{number}\n\n" for number in range(300)),
+        "ponder": "<think>" + "hm " * 500 + "</think>so",
+    }
     return EchoModel(script=script, delay_s=0.002, max_context=1 << 16)
 
 

@@ -24,12 +24,15 @@ from freedive.server.api_errors import explain
 from freedive.server.conversations.records import Message
 from freedive.server.openai.fields import ChatRequest
 
-CONTROLS = frozenset(
-    {"max_completion_tokens", "reasoning_effort", "enable_thinking", "thinking", "thinking_budget"}
-) | {
+CONTROLS = {
     "chat_template_kwargs",
+    "enable_thinking",
     "ignore_eos",
+    "max_completion_tokens",
+    "reasoning_effort",
     "repetition_detection",
+    "thinking",
+    "thinking_budget",
 }
 """What the setting ``sampling`` may have besides the fields of Sampling that a chat request has."""
 
@@ -62,11 +65,9 @@ def chat_request(path: Sequence[Message], settings: Json, files: Files, *, model
 def _sampling(settings: Json) -> Json:
     fields: Json = settings.get("sampling") or {}
     allowed = (ChatRequest.model_fields.keys() & Sampling.__dataclass_fields__.keys()) | CONTROLS
-    for name in fields:
-        if name not in allowed:
-            raise UserError(
-                f"'{name[:100]}' is not a setting of answers", "Leave it out", param=f"sampling.{name[:100]}"
-            )
+    for name in fields.keys() - allowed:
+        short = name[:100]
+        raise UserError(f"'{short}' is not a setting of answers", "Leave it out", param=f"sampling.{short}")
     return fields
 
 

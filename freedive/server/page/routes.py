@@ -19,17 +19,12 @@ from freedive.server.api_errors import ApiError
 from freedive.server.auth import Auth
 from freedive.server.completion_stream import Completions
 from freedive.server.openai.fields import ChatRequest
-from freedive.server.page.rendering import LiveMarkdown
+from freedive.server.page.rendering import FRAME_S, RENDER_SHARE, LiveMarkdown
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
 from freedive.server.stream import EventStream, event, with_error_event
 from freedive.text.dialects.dialect import Event
 from freedive.text.dialects.parser import joined
-
-FRAME_S = 0.04
-"""Seconds between two updates of a growing answer, at least."""
-RENDER_SHARE = 0.1
-"""The share of time for rendering: long blocks, which are slow to render, are updated less often."""
 
 
 def router(service: Service, auth: Auth) -> APIRouter:
