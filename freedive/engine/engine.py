@@ -25,7 +25,7 @@ from freedive.engine.chunk_sizer import PAGED_STALL_S, STALL_S, ChunkSizer
 from freedive.engine.context_limits import ContextLimits
 from freedive.engine.detokenizer import Detokenizer, Tokenizer
 from freedive.engine.executor import StepExecutor
-from freedive.engine.generation import Delivery, EngineError, Generation, TokenOutput, last_delivery
+from freedive.engine.generation import Delivery, Generation, TokenOutput, last_delivery
 from freedive.engine.kvcache import PageTables
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pool, Pooling

@@ -59,7 +59,7 @@ class EdgeMiddleware:
         try:
             key = self.auth.admit(scope["path"], headers)
             record.key, record.caller = key, key.name
-            with self.auth.track(key, scope["method"]):
+            with self.auth.track(key, scope["path"], scope["method"]):
                 check_encoding(headers)
                 self.bodies.check_head(scope["method"], headers)
                 MutableHeaders(scope=scope)["content-type"] = "application/json"

@@ -60,8 +60,8 @@ class Conversation:
 class Message:
     """A message of a tree: ``parent`` is the one before it. Messages with the same parent are alternatives.
 
-    ``files`` are ids of files of the conversation. ``finish`` is why the model ended an answer: stop, length, repetition
-    or tool_calls; "" if it did not end it.
+    ``files`` are ids of files of the conversation. ``finish`` is why the model ended an answer: stop, length,
+    repetition or tool_calls; "" if it did not end it.
     """
 
     id: str
