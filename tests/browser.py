@@ -20,7 +20,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,900"
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,900 "
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
 )
 PHONE = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
 LAST_ANSWER = ".of-answer:last-child"

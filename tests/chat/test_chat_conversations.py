@@ -32,7 +32,7 @@ def act(page: Page, title: str, picture: str) -> None:
     """Chooses an entry of the menu of a conversation by its picture."""
     item = page.browser.find_element(By.XPATH, f"//nav[@id='list']//li[a[text()='{title}']]")
     page.browser.execute_script("arguments[0].querySelector('.more').click()", item)
-    entry = page.find(f"#menu .entry:has([href='#{picture}'])")
+    entry = page.find(f"#menu .entry:has([href='#icon-{picture}'])")
     page.until(entry.is_displayed)
     entry.click()
 

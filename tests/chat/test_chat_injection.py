@@ -174,7 +174,7 @@ def test_in_folders_and_new_names(page: Page) -> None:
     page.wait("#list a")
     for picture in ("edit", "folder"):
         page.browser.execute_script("document.querySelector('#list .more').click()")
-        page.find(f"#menu .entry:has([href='#{picture}'])").click()
+        page.find(f"#menu .entry:has([href='#icon-{picture}'])").click()
         page.type(PAYLOADS[1] + Keys.ENTER)
         page.until(lambda: not page.find("#prompt").is_displayed())
     page.until(lambda: PAYLOADS[1] in page.texts(".folder summary"))

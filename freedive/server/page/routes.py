@@ -1,4 +1,4 @@
-"""Routes of the chat page: the HTML page and the stream of rendered answers."""
+"""Routes of the chat page: the HTML page, its static files and its service worker."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from freedive.server.service import Service
 STATIC = Path(__file__).parent / "static"
 THEMES = ("auto", "light", "dark")
 
+
 def router(service: Service, auth: Auth) -> APIRouter:
-    """Returns the routes of the chat page and its stream."""
+    """Returns the routes of the chat page."""
     routes = APIRouter(include_in_schema=False)
     translations: dict[str, dict[str, str]] = json.loads((files(__package__) / "translations.json").read_text("utf-8"))
     environment = Environment(

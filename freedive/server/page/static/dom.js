@@ -17,7 +17,7 @@ export function icon(id) {
   const use = document.createElementNS(SVG, "use");
   picture.setAttribute("class", "icon");
   picture.setAttribute("aria-hidden", "true");
-  use.setAttribute("href", `#${id}`);
+  use.setAttribute("href", `#icon-${id}`);
   picture.append(use);
   return picture;
 }

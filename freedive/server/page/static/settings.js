@@ -30,8 +30,9 @@ export function openSettings(settings, save) {
 function row({ name, title, otherwise, ...limits }) {
   const id = `parameter-${name}`;
   const value = typeof otherwise === "string" ? word(otherwise) : String(otherwise);
+  const fallback = typeof otherwise === "string" ? "by_default" : "by_model";
   const label = element("label", { htmlFor: id }, word(title ?? name));
-  const note = element("p", { id: `${id}-note` }, `${word(`${name}_does`)} ${word("by_default", { value })}`);
+  const note = element("p", { id: `${id}-note` }, `${word(`${name}_does`)} ${word(fallback, { value })}`);
   const input = field(limits, value);
   input.id = id;
   input.setAttribute("aria-describedby", note.id);
