@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 from browser import Page, browser
-from echo_model import EchoModel, fake_model, live_server
+from echo_model import EchoModel, fake_model, http, live_server
 from selenium import webdriver
 
-__all__ = ["browser", "fake_model", "live_server"]
+__all__ = ["browser", "fake_model", "http", "live_server"]
 
 
 @pytest.fixture

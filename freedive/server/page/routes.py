@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from freedive.json_object import Json
 from freedive.server.auth import SERVICE_WORKER, Auth
 from freedive.server.routing import APIRouter
 from freedive.server.service import Service
@@ -44,6 +45,10 @@ def router(service: Service, auth: Auth) -> APIRouter:
             names=[] if auth.locked else list(service.models.slots),
         )
         return HTMLResponse(html, headers={"Cache-Control": "no-cache", "Vary": "Accept-Language, Cookie"})
+
+    @routes.get("/app/models")
+    async def models() -> Json:
+        return {"models": list(service.models.slots)}
 
     @routes.get(SERVICE_WORKER)
     async def service_worker() -> FileResponse:

@@ -155,7 +155,7 @@ export class AnswerView extends MessageView {
   }
 
   #tellThinking(key, seconds) {
-    this.summary.textContent = word(key, { seconds: Math.floor(seconds) });
+    this.summary.textContent = seconds < 1 ? word("thoughts") : word(key, { seconds: Math.floor(seconds) });
   }
 
   #endThinking() {

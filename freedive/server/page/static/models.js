@@ -9,9 +9,9 @@ const choice = byId("model");
 // Where keys are needed, the page comes without the names of models.
 export async function offerModels() {
   if (choice.options.length) return;
-  const { data } = await get("/v1/models");
-  choice.append(...data.map(({ id }) => new Option(id)));
-  choice.disabled = data.length === 1;
+  const { models } = await get("/app/models");
+  choice.append(...models.map((name) => new Option(name)));
+  choice.disabled = models.length === 1;
 }
 
 export const chosenModel = () => choice.value;
