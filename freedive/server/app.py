@@ -72,7 +72,7 @@ def create_app(
     store, kept = open_store(stored_responses), KeptRequests(config.keep_requests, keys)
     chats, auth = Chats(conversations), Auth(keys, config)
     measured, counted = metrics.Metrics(models), stats.Stats()
-    watching = (measured, counted, kept, *observers)
+    watching: tuple[Observer, ...] = (measured, counted, kept, *observers)
     answers = Answers(chats, service, auth, watching)
 
     @contextlib.asynccontextmanager

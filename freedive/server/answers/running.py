@@ -7,7 +7,8 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from fastapi.concurrency import run_in_threadpool
 
@@ -174,10 +175,10 @@ class RunningAnswer:
     async def _store_end(self, status: End, error: str) -> None:
         owner, conversation, id = self._place
         usage, timings = usage_of(self.completions, self.message.usage), timings_of(self.completions, self._thought_s)
-        more = {"error": error, "finish": self._finish, "usage": usage, "timings": timings}
+        more: dict[str, Any] = {"error": error, "finish": self._finish, "usage": usage, "timings": timings}
+        finish = partial(self._store.messages.finish, owner, conversation, id, status, **more)
         try:
-            finish = self._store.messages.finish
-            self.message = await run_in_threadpool(finish, owner, conversation, id, status, **more)
+            self.message = await run_in_threadpool(finish)
         except UserError as failure:
             logger.warning("the end of answer %s was not stored: %s", id, failure)
             whole = {"content": self.transcript.text, "reasoning": self.transcript.thoughts, "status": status}

@@ -16,6 +16,7 @@ from xml.etree.ElementTree import Element
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
 from markdown_it.renderer import RendererHTML
+from markdown_it.ruler import RuleOptionsType
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
@@ -55,7 +56,7 @@ DISPLAYED = ("$$", "\\[")
 
 def add_formulas(markdown: MarkdownIt) -> None:
     """Lets ``markdown`` render formulas."""
-    options = {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    options: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     markdown.block.ruler.before("fence", "formula_block", _block, options)
     markdown.inline.ruler.before("escape", "formula", _inline)
     markdown.add_render_rule("formula", _rendered)

@@ -29,7 +29,7 @@ class Rendered:
         if (known := self._html.get(key)) is not None:
             self._html.move_to_end(key)
             return known
-        html = await run_in_threadpool(MARKDOWN.render, message.content.replace("\r", ""))
+        html: str = await run_in_threadpool(MARKDOWN.render, message.content.replace("\r", ""))
         if message.status != "running":
             self._keep(key, html)
         return html

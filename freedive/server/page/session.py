@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from fastapi import Request
+from fastapi.responses import JSONResponse
 
 from freedive.json_object import Json
 from freedive.server.auth import COOKIE, SESSION, Auth
@@ -24,18 +25,19 @@ def router(auth: Auth) -> APIRouter:
     """Returns the routes that begin and end a session."""
     routes = APIRouter(include_in_schema=False)
 
-    @routes.post(SESSION)
-    async def begin(body: SessionRequest, request: Request, response: Response) -> Json:
-        if auth.locked:
-            key = auth.holder(body.key)
-            response.set_cookie(COOKIE, body.key, max_age=MAX_AGE_S, **_attributes(request))
-            return {"name": key.name}
-        return {"name": ""}
+    @routes.post(SESSION, response_model=None)
+    async def begin(body: SessionRequest, request: Request) -> JSONResponse:
+        if not auth.locked:
+            return JSONResponse({"name": ""})
+        response = JSONResponse({"name": auth.holder(body.key).name})
+        response.set_cookie(COOKIE, body.key, max_age=MAX_AGE_S, **_attributes(request))
+        return response
 
-    @routes.delete(SESSION)
-    async def end(request: Request, response: Response) -> Json:
+    @routes.delete(SESSION, response_model=None)
+    async def end(request: Request) -> JSONResponse:
+        response = JSONResponse({"deleted": True})
         response.delete_cookie(COOKIE, **_attributes(request))
-        return {"deleted": True}
+        return response
 
     return routes
 
