@@ -120,7 +120,9 @@ class Page:
 
     def until(self, holds: Callable[[], Any], seconds: float = 10) -> None:
         """Waits until ``holds`` returns something true; elements may be replaced meanwhile."""
-        WebDriverWait(self.browser, seconds, 0.02, (StaleElementReferenceException, IndexError)).until(lambda _: holds())
+        WebDriverWait(self.browser, seconds, 0.02, (StaleElementReferenceException, IndexError)).until(
+            lambda _: holds()
+        )
 
     def wait_for_end(self) -> None:
         """Waits until the newest answer is complete."""

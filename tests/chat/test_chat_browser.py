@@ -68,7 +68,8 @@ def test_while_it_thinks_a_timer_runs_and_the_answer_can_be_asked_for(page: Page
     page.ask("puzzle")
     page.until(lambda: page.texts(".thoughts summary") == ["Thinking for 1 s"])
     page.find(".hurry").click()
-    page.until(lambda: page.count(".hurry") == 0, 20)
+    page.until(lambda: fake_model.engine.generations[-1].is_hurried)
+    assert not page.find(".hurry").is_enabled()
     page.find("#stop").click()
     page.wait_for_end()
 

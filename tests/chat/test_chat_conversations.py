@@ -249,8 +249,8 @@ def test_a_file_that_is_no_export_is_refused_with_the_reason(page: Page, tmp_pat
 
 
 def test_an_address_that_names_nothing_leads_to_a_new_chat(page: Page, live_server: str) -> None:
+    page.browser.get("about:blank")
     page.browser.get(f"{live_server}/#conv_none")
-    page.browser.refresh()
     page.wait_until_ready()
     page.until(lambda: page.count(".toast") == 1)
     assert page.find("#welcome").is_displayed()

@@ -97,6 +97,7 @@ def test_there_are_payloads_enough() -> None:
 def test_in_titles_questions_answers_thoughts_and_file_names(page: Page, http: httpx.Client) -> None:
     conversations = [
         {
+            "freedive": 1,
             "title": payload[:300],
             "folder": payload[:300] if index % 5 == 0 else "",
             "files": [{"name": payload[:300], "text": payload}],

@@ -32,7 +32,8 @@ WIDE = f"""| a | b |
 |{"--|" * 40}
 """
 UNNAMED = """
-return [...document.querySelectorAll("button, input:not([type=file]), select, textarea, a, dialog, summary")].filter(
+const controls = "button, input:not([type=file], [hidden]), select, textarea, a, dialog, summary";
+return [...document.querySelectorAll(controls)].filter(
   (node) => !(node.textContent.trim() && node.tagName !== "TEXTAREA" && node.tagName !== "SELECT") &&
     !node.getAttribute("aria-label") && !node.getAttribute("aria-labelledby") && !node.labels?.length
 ).map((node) => node.outerHTML.slice(0, 100))

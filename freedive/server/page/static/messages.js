@@ -147,7 +147,11 @@ export class AnswerView extends MessageView {
     this.body.before(this.fold);
     if (!this.isRunning) return;
     this.thinkingSince = performance.now() - 1000 * (this.meter?.thought_s ?? 0);
-    this.hurry = textButton("answer_now", () => this.acts.answerNow(this.message), "hurry");
+    const hurry = ({ currentTarget }) => {
+      currentTarget.disabled = true;
+      this.acts.answerNow(this.message);
+    };
+    this.hurry = textButton("answer_now", hurry, "hurry");
     this.fold.after(this.hurry);
     const tick = () => this.#tellThinking("thinking", (performance.now() - this.thinkingSince) / 1000);
     this.clock = setInterval(tick, 500);
