@@ -71,9 +71,7 @@ class Engine:
         state_store: PageStore | None = None,
     ) -> None:
         self._limits = ContextLimits.of(runner, config)
-        self._config = config
-        self._runner = runner
-        self._tokenizer = tokenizer
+        self._config, self._runner, self._tokenizer = config, runner, tokenizer
         self._store = store
         self._state_store = state_store
         self._snapshots: Snapshots | None = None
