@@ -71,9 +71,7 @@ class Engine:
         state_store: PageStore | None = None,
     ) -> None:
         self._limits = ContextLimits.of(runner, config)
-        self._config = config
-        self._runner = runner
-        self._tokenizer = tokenizer
+        self._config, self._runner, self._tokenizer = config, runner, tokenizer
         self._store = store
         self._state_store = state_store
         self._snapshots: Snapshots | None = None
@@ -155,11 +153,7 @@ class Engine:
             return []
         max_lengths = [self._limits.max_length(job.prompt.tokens, job.sampling) for job in jobs]
         generations = [self._generation(job) for job in jobs]
-        lengths = dict(zip(generations, max_lengths, strict=True))
-
-        def make(generation: Generation, job: Job) -> Sequence:
-            return self._sequence(generation, job, lengths[generation])
-
+        make = partial(self._sequence, dict(zip(generations, max_lengths, strict=True)))
         submission = Submission(list(zip(generations, jobs, strict=True)), make, self._end)
         with self._wake:
             if self._failure:
@@ -181,7 +175,7 @@ class Engine:
         seed = int.from_bytes(os.urandom(6)) if job.sampling.seed is None else job.sampling.seed
         return Generation(f"gen-{os.urandom(12).hex()}", len(job.prompt.tokens), seed, *self._acts)
 
-    def _sequence(self, generation: Generation, job: Job, max_length: int) -> Sequence:
+    def _sequence(self, max_lengths: abc.Mapping[Generation, int], generation: Generation, job: Job) -> Sequence:
         prompt, sampling, scope = job.prompt, job.sampling, job.scope
         return Sequence(
             generation=generation,
@@ -193,7 +187,7 @@ class Engine:
                 prompt.parser(),
             ),
             tokens=list(prompt.tokens),
-            max_length=max_length,
+            max_length=max_lengths[generation],
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
             constraint=prompt.constraint(sampling.max_tokens),
             budget=prompt.budget,
@@ -250,10 +244,7 @@ class Engine:
         )
 
     def place(self, generation: Generation) -> int:
-        """Returns how many requests came before ``generation`` and wait like it, 0 if it has started.
-
-        It is an estimate: the fair queue may let later requests of others start first.
-        """
+        """Returns how many requests came before ``generation`` and wait like it, though later ones may start first."""
         with self._wake:
             return num_before(self._open, generation)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -90,6 +91,12 @@ def text_of(page: Page, selector: str) -> list[str]:
     return texts
 
 
+def is_shown(page: Page, id: str, question: str) -> bool:
+    """Whether the conversation is open and its question and answer stand there."""
+    there = text_of(page, ".question") == [question] and text_of(page, ".of-answer") != []
+    return there and id in page.browser.current_url
+
+
 def test_there_are_payloads_enough() -> None:
     assert len(set(PAYLOADS)) >= 45
 
@@ -114,8 +121,7 @@ def test_in_titles_questions_answers_thoughts_and_file_names(page: Page, http: h
     page.reload()
     for each, payload in zip(response.json()["conversations"], PAYLOADS, strict=True):
         page.browser.execute_script("location.hash = arguments[0]", each["id"])
-        page.until(lambda id=each["id"]: text_of(page, ".of-answer") and id in page.browser.current_url)
-        page.until(lambda text=payload: text_of(page, ".question") == [text])
+        page.until(partial(is_shown, page, each["id"], payload))
         assert text_of(page, ".of-question .chip .name") == [payload]
         assert text_of(page, ".thoughts div") == [payload]
         assert text_of(page, "#title") == [payload]

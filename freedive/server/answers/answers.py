@@ -120,12 +120,14 @@ class Answers:
         running = self._running[place] = RunningAnswer(self._chats.holding(id), *place[:2], message)
 
         async def live() -> None:
-            with held:
-                await running.run(partial(self._generate, body, record))
-            del self._running[place]
-            record.ended_at = time.perf_counter()
-            for observer in self._observers:
-                observer(record)
+            try:
+                with held:
+                    await running.run(partial(self._generate, body, record))
+            finally:
+                del self._running[place]
+                record.ended_at = time.perf_counter()
+                for observer in self._observers:
+                    observer(record)
 
         task = asyncio.create_task(live())
         self._tasks.add(task)

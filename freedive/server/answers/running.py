@@ -49,7 +49,7 @@ class RunningAnswer:
         self._place = (owner, conversation, message.id)
         self._unwritten = (len(message.reasoning), len(message.content))
         self._receiving: asyncio.Task[None] | None = None
-        self._ends_as: Literal["stopped", "interrupted"] = "interrupted"
+        self._ends_as: Literal["stopped", "interrupted"] | None = None
         self._hurries = False
         self._failure = ""
         self._finish = ""
@@ -62,11 +62,15 @@ class RunningAnswer:
     async def run(self, generate: Generate) -> None:
         """Runs the answer to its end, which is always stored."""
         self._receiving = asyncio.create_task(self._receive(generate))
+        if self._ends_as:
+            self._receiving.cancel()
         writing, rendering = asyncio.create_task(self._write()), asyncio.create_task(self._render())
         status, error = await self._outcome(self._receiving)
         self._over.set()
         self._arrived.set()
-        await asyncio.gather(writing, rendering)
+        for fault in await asyncio.gather(writing, rendering, return_exceptions=True):
+            if fault:
+                logger.error("answer %s", self.message.id, exc_info=fault)
         await self._store_end("failed" if self._failure else status, self._failure or error)
         self._is_finished = True
         self._tell()
@@ -114,7 +118,7 @@ class RunningAnswer:
         try:
             await receiving
         except asyncio.CancelledError:
-            return self._ends_as, ""
+            return self._ends_as or "interrupted", ""
         except UserError as error:
             return "failed", str(error)
         except Exception:
@@ -123,7 +127,12 @@ class RunningAnswer:
         return "complete", ""
 
     async def _receive(self, generate: Generate) -> None:
-        self.completions = await generate()
+        starting = asyncio.ensure_future(generate())
+        try:
+            self.completions = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_cancel)  # a thread that submits the request cannot be stopped
+            raise
         if self._hurries:
             self.answer_now()
         begun = None
@@ -187,6 +196,13 @@ class RunningAnswer:
 
 def _end(message: Message) -> Json:
     return {"finished": message.finish, "status": message.status, "error": message.error, "message": vars(message)}
+
+
+def _cancel(started: asyncio.Future[Completions]) -> None:
+    """Cancels completions that nobody waits for any more."""
+    if not started.cancelled() and not started.exception():
+        for generation in started.result().generations:
+            generation.cancel()
 
 
 async def _has_passed(event: asyncio.Event, seconds: float) -> bool:

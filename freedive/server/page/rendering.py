@@ -20,8 +20,8 @@ from freedive.server.page.formulas import add_formulas
 
 FRAME_S = 0.04
 """Seconds between two updates of a growing answer, at least."""
-RENDER_SHARE = 0.1
-"""The share of time for rendering: long blocks, which are slow to render, are updated less often."""
+RENDER_SHARE = 0.025
+"""The most of a core for rendering one answer: long blocks, which are slow to render, are updated less often."""
 
 HIGHLIGHT_S = 0.05
 """CPU seconds for highlighting one code block: some lexers take quadratic time for some texts."""
