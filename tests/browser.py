@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -16,8 +20,25 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,900"
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1200,900 "
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"
 )
+PHONE = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
+LAST_ANSWER = ".of-answer:last-child"
+DROP = """
+const [name, type, text] = arguments;
+const transfer = new DataTransfer();
+transfer.items.add(new File([text], name, { type }));
+const event = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+document.getElementById("scroller").dispatchEvent(event);
+"""
+PASTE = """
+const transfer = new DataTransfer();
+transfer.setData("text/plain", arguments[0]);
+const event = new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true });
+document.getElementById("message").dispatchEvent(event);
+return event.defaultPrevented;
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +67,84 @@ class Page:
     def __init__(self, browser: webdriver.Chrome, url: str) -> None:
         self.browser = browser
         browser.get(url)
-        self.wait("#message:focus")
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Waits until the page shows what its address names, or asks for a key."""
+        self.wait("html.ready, #gate[open]")
+
+    def reload(self) -> None:
+        self.browser.refresh()
+        self.wait_until_ready()
 
     def find(self, selector: str) -> WebElement:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
 
+    def count(self, selector: str) -> int:
+        return len(self.browser.find_elements(By.CSS_SELECTOR, selector))
+
     def texts(self, selector: str) -> list[str]:
         return [element.text for element in self.browser.find_elements(By.CSS_SELECTOR, selector)]
+
+    def click(self, selector: str) -> None:
+        """Clicks with the mouse over the element, whose controls may appear only then."""
+        element = self.find(selector)
+        ActionChains(self.browser).move_to_element(element).click().perform()
+
+    def press(self, *keys: str) -> None:
+        """Presses keys together, wherever the focus is."""
+        chain = ActionChains(self.browser)
+        for key in keys[:-1]:
+            chain.key_down(key)
+        chain.send_keys(keys[-1])
+        for key in reversed(keys[:-1]):
+            chain.key_up(key)
+        chain.perform()
+
+    def type(self, text: str) -> None:
+        """Types into whatever has the focus."""
+        ActionChains(self.browser).send_keys(text).perform()
 
     def ask(self, question: str) -> None:
         self.find("#message").send_keys(question + Keys.ENTER)
 
+    def ask_and_wait(self, question: str) -> str:
+        """Asks, waits for the end, and returns the answer."""
+        self.ask(question)
+        self.until(lambda: (self.texts(".question") or [""])[-1] == question)
+        self.wait_for_end()
+        return self.texts(".answer")[-1]
+
     def wait(self, selector: str, seconds: float = 20) -> WebElement:
         return WebDriverWait(self.browser, seconds, 0.02).until(lambda _: self.find(selector))
 
+    def until(self, holds: Callable[[], Any], seconds: float = 10) -> None:
+        """Waits until ``holds`` returns something true; elements may be replaced meanwhile."""
+        WebDriverWait(self.browser, seconds, 0.02, (StaleElementReferenceException, IndexError)).until(
+            lambda _: holds()
+        )
+
     def wait_for_end(self) -> None:
         """Waits until the newest answer is complete."""
-        self.wait(".turn:last-child .meter .copy")
+        self.wait(f"{LAST_ANSWER}:not([aria-busy]) .actions .copy")
+
+    def drop(self, name: str, text: str, media_type: str = "text/plain") -> None:
+        """Drops a file on the page."""
+        self.browser.execute_script(DROP, name, media_type, text)
+
+    def paste(self, text: str) -> bool:
+        """Pastes into the message; returns whether the page took it as something else than text."""
+        return bool(self.browser.execute_script(PASTE, text))
 
     def errors(self) -> list[str]:
         """Returns the new messages of the browser's console."""
         return [entry["message"] for entry in self.browser.get_log("browser")]
+
+    @contextmanager
+    def phone(self) -> Iterator[None]:
+        """Shows the page as on a phone while the block runs."""
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        try:
+            yield
+        finally:
+            self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

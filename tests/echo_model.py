@@ -67,18 +67,21 @@ class EchoGeneration:
         self.num_prompt_tokens = num_prompt_tokens
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         self.reader: Any = None
-        self.num_cached_tokens = 0
+        self.num_cached_tokens = self.num_prefilled_tokens = 0
         self.seed = sampling.seed or 0
         self.sampling = sampling
         self.delay_s = delay_s
         self.timings = Timings(now := time.perf_counter(), started_at=now)
         self.cancelled = threading.Event()
         self.submitted: dict[str, Any] = {}
-        self.ended = False
+        self.ended = self.is_hurried = False
 
     def cancel(self) -> None:
         if not self.ended:
             self.cancelled.set()
+
+    def end_thoughts(self) -> None:
+        self.is_hurried = True
 
     async def __aiter__(self) -> AsyncIterator[TokenOutput]:
         stops = [(self.answer.find(stop), stop) for stop in self.sampling.stop if stop in self.answer]
@@ -158,6 +161,9 @@ class EchoEngine:
         }
         self.generations.append(generation)
         return generation
+
+    def place(self, generation: EchoGeneration) -> int:
+        return 0
 
     def stats(self) -> EchoStats:
         return EchoStats(running=sum(not generation.ended for generation in self.generations), waiting=0)

@@ -18,19 +18,20 @@ import logging
 import os
 import threading
 from collections import abc
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 from freedive.config import EngineConfig
 from freedive.engine.chunk_sizer import PAGED_STALL_S, STALL_S, ChunkSizer
 from freedive.engine.context_limits import ContextLimits
 from freedive.engine.detokenizer import Detokenizer, Tokenizer
 from freedive.engine.executor import StepExecutor, suspects_of
-from freedive.engine.generation import Delivery, EngineError, Generation, TokenOutput
+from freedive.engine.generation import Delivery, Generation, TokenOutput, last_delivery
 from freedive.engine.kvcache import PageTables
 from freedive.engine.page_store import PageStore
 from freedive.engine.pooling import Pool, Pooling
 from freedive.engine.prefix import PrefixCache
-from freedive.engine.queue import is_full
+from freedive.engine.queue import is_full, num_before
 from freedive.engine.repetition import RepetitionDetector
 from freedive.engine.sampler import Sampler
 from freedive.engine.sampling import Sampling
@@ -71,9 +72,7 @@ class Engine:
         state_store: PageStore | None = None,
     ) -> None:
         self._limits = ContextLimits.of(runner, config)
-        self._config = config
-        self._runner = runner
-        self._tokenizer = tokenizer
+        self._config, self._runner, self._tokenizer = config, runner, tokenizer
         self._store = store
         self._state_store = state_store
         self._snapshots: Snapshots | None = None
@@ -82,13 +81,14 @@ class Engine:
         self._executor = StepExecutor(runner, self._chunk_sizer, self._draft_budget, self._finish)
         self._wake = threading.Condition()
         self._submitted: list[Submission] = []
-        self._cancelled: list[Generation] = []
+        self._wishes: list[tuple[Callable[[Generation], None], Generation]] = []
         self._submissions: dict[Submission, None] = {}
         self._open: dict[Generation, Submission] = {}
         self._closing = self._draining = self._is_blocked = self._is_poked = False
         self._failure = ""
         self._num_failures = self._num_changed = 0
         self._watchdog = Watchdog(config.watchdog)
+        self._acts = partial(self._post, self._cancel), partial(self._post, self._end_thoughts)
         self._num_requests = self._num_cached_tokens = self._num_restored_tokens = 0
         self._build()
         for each in self._stores:
@@ -154,11 +154,7 @@ class Engine:
             return []
         max_lengths = [self._limits.max_length(job.prompt.tokens, job.sampling) for job in jobs]
         generations = [self._generation(job) for job in jobs]
-        lengths = dict(zip(generations, max_lengths, strict=True))
-
-        def make(generation: Generation, job: Job) -> Sequence:
-            return self._sequence(generation, job, lengths[generation])
-
+        make = partial(self._sequence, dict(zip(generations, max_lengths, strict=True)))
         submission = Submission(list(zip(generations, jobs, strict=True)), make, self._end)
         with self._wake:
             if self._failure:
@@ -178,9 +174,9 @@ class Engine:
 
     def _generation(self, job: Job) -> Generation:
         seed = int.from_bytes(os.urandom(6)) if job.sampling.seed is None else job.sampling.seed
-        return Generation(f"gen-{os.urandom(12).hex()}", len(job.prompt.tokens), seed, self._post_cancel)
+        return Generation(f"gen-{os.urandom(12).hex()}", len(job.prompt.tokens), seed, *self._acts)
 
-    def _sequence(self, generation: Generation, job: Job, max_length: int) -> Sequence:
+    def _sequence(self, max_lengths: abc.Mapping[Generation, int], generation: Generation, job: Job) -> Sequence:
         prompt, sampling, scope = job.prompt, job.sampling, job.scope
         return Sequence(
             generation=generation,
@@ -192,9 +188,10 @@ class Engine:
                 prompt.parser(),
             ),
             tokens=list(prompt.tokens),
-            max_length=max_length,
+            max_length=max_lengths[generation],
             stop_ids=sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._tokenizer.stop_ids),
             constraint=prompt.constraint(sampling.max_tokens),
+            budget=prompt.budget,
             pool=Pool(job.pooling) if job.pooling else None,
             scores=None
             if sampling.prompt_logprobs is None
@@ -247,9 +244,14 @@ class Engine:
             num_accepted=done.num_accepted_tokens,
         )
 
-    def _post_cancel(self, generation: Generation) -> None:
+    def place(self, generation: Generation) -> int:
+        """Returns how many requests came before ``generation`` and wait like it, though later ones may start first."""
         with self._wake:
-            self._cancelled.append(generation)
+            return num_before(self._open, generation)
+
+    def _post(self, act: Callable[[Generation], None], generation: Generation) -> None:
+        with self._wake:
+            self._wishes.append((act, generation))
             self._wake.notify()
 
     def _poke(self) -> None:
@@ -284,7 +286,7 @@ class Engine:
         """Waits for work. Returns False when the engine must end."""
         with self._wake:
             if self._is_blocked and self._open:
-                news = (self._submitted, self._cancelled)
+                news = (self._submitted, self._wishes)
                 self._wake.wait_for(lambda: any(news) or self._is_poked or self._closing, POLL_S)
             else:
                 self._wake.wait_for(lambda: self._open or self._closing)
@@ -292,15 +294,15 @@ class Engine:
             return not self._closing or (self._draining and bool(self._open))
 
     def _take_in(self) -> None:
-        """Adds submitted requests to the scheduler and ends cancelled requests."""
+        """Adds submitted requests to the scheduler; cancels requests, and ends thoughts, whose callers asked for it."""
         with self._wake:
             submitted, self._submitted = self._submitted, []
-            cancelled, self._cancelled = self._cancelled, []
+            wishes, self._wishes = self._wishes, []
         for submission in submitted:
             if sequence := submission.next():
                 self._scheduler.add(sequence)
-        for generation in cancelled:
-            self._cancel(generation)
+        for act, generation in wishes:
+            act(generation)
 
     def _step(self) -> None:
         plan: StepPlan | None = None
@@ -331,7 +333,7 @@ class Engine:
             log.exception("the engine could not be made anew")
             self._give_up(again)
         for generation in ended:  # last, so that the pages are free when the consumer receives the error
-            generation.finish(_reason(error, f"The engine failed while it computed this request: {error}"))
+            generation.finish(last_delivery(error, f"The engine failed while it computed this request: {error}"))
 
     def _rebuild(self) -> None:
         """Drops the contents of all pages and queues all open requests again, in order of arrival."""
@@ -361,7 +363,7 @@ class Engine:
             self._failure = why
             generations = tuple(self._open)
         for generation in generations:
-            self._end(generation, _reason(error, f"The engine has failed: {why}"))
+            self._end(generation, last_delivery(error, f"The engine has failed: {why}"))
 
     def _cancel(self, generation: Generation) -> None:
         if not (submission := self._open.get(generation)):
@@ -371,6 +373,10 @@ class Engine:
         else:
             submission.drop(generation)
             self._end(generation, TokenOutput((), (), "cancelled", None, generation.timings))
+
+    def _end_thoughts(self, generation: Generation) -> None:
+        if (submission := self._open.get(generation)) and (sequence := submission.sequences.get(generation)):
+            sequence.end_thoughts()
 
     def _finish(self, sequence: Sequence, last: Delivery) -> None:
         """Ends a request. Its pages are free when its consumer receives ``last``."""
@@ -392,8 +398,3 @@ class Engine:
             if not submission.num_open:
                 del self._submissions[submission]
         return True
-
-
-def _reason(error: BaseException, failure: str) -> EngineError | Unavailable:
-    """Returns what ends a request after ``error``: the same if it is Unavailable, else EngineError(failure)."""
-    return Unavailable(error.what, error.remedy) if isinstance(error, Unavailable) else EngineError(failure)

@@ -76,6 +76,8 @@ class StepExecutor:
         if sequence.scores:
             sequence.scores.add(sequence.num_cached_tokens, logits)
         sequence.num_cached_tokens += scheduled.num_tokens
+        generation = sequence.generation
+        generation.num_prefilled_tokens = min(sequence.num_cached_tokens, generation.num_prompt_tokens)
         sequence.state_end = sequence.num_cached_tokens
         sequence.saved.extend(scheduled.saves)
         if sequence.num_pending_tokens or sequence.pool:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from freedive.errors import UserError
+from freedive.errors import Unavailable, UserError
 from freedive.text.dialects.dialect import Event, Text
 
 log = logging.getLogger(__name__)
@@ -125,23 +125,35 @@ Delivery = TokenOutput | EngineError | UserError
 """One item that a generation delivers; an error is the last item."""
 
 
+def last_delivery(error: BaseException, failure: str) -> Delivery:
+    """Returns what ends a request after ``error``: the same if it is Unavailable, else EngineError(failure)."""
+    return Unavailable(error.what, error.remedy) if isinstance(error, Unavailable) else EngineError(failure)
+
+
 class Generation:
     """The output of one request. One consumer iterates over it with ``for`` or ``async for``.
 
     ``num_cached_tokens`` counts the prompt tokens that were found in the prefix cache; it is final when the first
-    output arrives.
+    output arrives. ``num_prefilled_tokens`` counts the prompt tokens, those included, that need no more computation.
 
     The iteration ends after the output with a ``finish_reason``. It raises :class:`EngineError` if the engine fails,
     and UserError if the requested constraint cannot be satisfied. Leaving the iteration early cancels the request.
     """
 
-    def __init__(self, id: str, num_prompt_tokens: int, seed: int, cancel: Callable[[Generation], None]) -> None:
+    def __init__(
+        self,
+        id: str,
+        num_prompt_tokens: int,
+        seed: int,
+        cancel: Callable[[Generation], None],
+        end_thoughts: Callable[[Generation], None] | None = None,
+    ) -> None:
         self.id = id
         self.num_prompt_tokens = num_prompt_tokens
-        self.num_cached_tokens = 0
+        self.num_cached_tokens = self.num_prefilled_tokens = 0
         self.seed = seed
         self.timings = Timings(time.perf_counter())
-        self._cancel = cancel
+        self._cancel, self._end_thoughts = cancel, end_thoughts
         self._arrived: SimpleQueue[Delivery] = SimpleQueue()
         self._notify: Callable[[], None] | None = None
         self._ended = False
@@ -150,6 +162,11 @@ class Generation:
         """Ends the request before its next step with the finish reason ``cancelled``; does nothing after its end."""
         if self.timings.finished_at is None:
             self._cancel(self)
+
+    def end_thoughts(self) -> None:
+        """Ends the thoughts of the answer with its next token, so that the text follows; does nothing after them."""
+        if self._end_thoughts and self.timings.finished_at is None:
+            self._end_thoughts(self)
 
     def deliver(self, item: Delivery) -> None:
         """Passes ``item`` to the consumer. Only the engine thread calls it."""

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
+from itertools import takewhile
 from typing import Generic, Protocol, TypeVar
+
+from freedive.engine.generation import Generation
 
 GENERATED_WEIGHT = 2
 """Weight of a generated token in the service counters; a prompt token has weight 1."""
@@ -140,6 +143,14 @@ def is_full(under_way: Collection[OfTenant], tenant: str, most: int) -> bool:
         return False
     counts = Counter(request.tenant for request in under_way)
     return counts[tenant] >= max(1, most // len(counts.keys() | {tenant}))
+
+
+def num_before(arrived: Iterable[Generation], generation: Generation) -> int:
+    """Returns how many of the requests that ``arrived`` before ``generation`` wait; 0 if it does not wait itself."""
+    if generation.timings.started_at is not None:
+        return 0
+    earlier = takewhile(lambda each: each is not generation, arrived)
+    return sum(each.timings.started_at is None for each in earlier)
 
 
 def preemption_victim(running: Iterable[R], newcomer: R) -> R | None:

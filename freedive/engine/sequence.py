@@ -19,6 +19,7 @@ from freedive.engine.sampling import Sampling
 from freedive.engine.scoring import PromptLogprobs
 from freedive.engine.speculation import MtpDrafter, PromptLookup
 from freedive.text.dialects.dialect import Event
+from freedive.text.thinking_budget import ThinkingBudget, ThoughtConstraint
 
 
 class Save(NamedTuple):
@@ -36,7 +37,7 @@ class Sequence:
     The sequence ends with a token of ``stop_ids`` or when it has ``max_length`` tokens. ``slot`` is its row of the page
     table, -1 while it waits. It shares pages only with sequences of the same ``cache_salt``. Its first
     ``num_registered`` pages are registered under ``page_keys``. Its service is charged to ``user`` and ``tenant``. A
-    sequence with a ``pool`` generates no tokens.
+    sequence with a ``pool`` generates no tokens. ``budget`` tells how its thoughts can be ended, if they can.
 
     Its per-sequence state is at position ``state_end``. If that is less than ``num_cached_tokens``, the tokens between
     them are accepted draft tokens, which the next step applies; if it is greater, the state was loaded from a snapshot
@@ -53,6 +54,7 @@ class Sequence:
     max_length: int
     stop_ids: frozenset[int]
     constraint: TokenConstraint | None = None
+    budget: ThinkingBudget | None = None
     pool: Pool | None = None
     scores: PromptLogprobs | None = None
     repetition: RepetitionDetector | None = None
@@ -89,6 +91,14 @@ class Sequence:
     def is_resuming(self) -> bool:
         """Whether its state was loaded from a snapshot and pages before it are still missing."""
         return self.state_end > self.num_cached_tokens
+
+    def end_thoughts(self) -> None:
+        """Lets the thoughts of the answer have no more tokens; does nothing if it does not think now."""
+        if not (self.budget and self.detokenizer.is_thinking):
+            return
+        if not isinstance(self.constraint, ThoughtConstraint):  # it had no limit, so the answer was not followed
+            self.constraint = self.budget.following(self.tokens[self.generation.num_prompt_tokens :], self.constraint)
+        self.constraint.end()
 
     def rewind(self) -> None:
         """Marks all tokens as not cached; the prefix cache may find pages again."""

@@ -19,6 +19,8 @@ from fastapi import FastAPI, Request, Response
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
 from freedive.server import api_errors, docs, kept_requests, metrics, openapi, stats
+from freedive.server.answers import routes as answers_routes
+from freedive.server.answers.answers import Answers
 from freedive.server.anthropic.models import ByVersion
 from freedive.server.apis import apis
 from freedive.server.auth import Auth, is_loopback
@@ -35,6 +37,7 @@ from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.server.openai.responses.store import open_store
 from freedive.server.origins import CrossOrigin
 from freedive.server.page import routes as page
+from freedive.server.page import session
 from freedive.server.paths import Paths
 from freedive.server.request_record import Observer
 from freedive.server.service import Service
@@ -67,27 +70,24 @@ def create_app(
     """
     service = Service(models, keeps_requests=config.keep_requests > 0)
     store, kept = open_store(stored_responses), KeptRequests(config.keep_requests, keys)
-    chats = Chats(conversations)
+    chats, auth = Chats(conversations), Auth(keys, config)
+    measured, counted = metrics.Metrics(models), stats.Stats()
+    watching: tuple[Observer, ...] = (measured, counted, kept, *observers)
+    answers = Answers(chats, service, auth, watching)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with contextlib.closing(store), contextlib.closing(chats):
-            async with models.living():
+            async with models.living(), answers.living():
                 yield
 
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
     api_errors.add_handlers(app)
-    app.state.auth = auth = Auth(keys, config)
+    app.state.auth = auth
     app.state.chats = chats
     app.state.bodies = bodies = Bodies(int(config.max_body_mb * (1 << 20)))
-    measured, counted = metrics.Metrics(models), stats.Stats()
     app.add_middleware(ByVersion)
-    app.add_middleware(
-        EdgeMiddleware,
-        auth=auth,
-        observers=(measured, counted, kept, *observers),
-        bodies=bodies,
-    )
+    app.add_middleware(EdgeMiddleware, auth=auth, observers=watching, bodies=bodies)
     app.add_middleware(Paths)
     app.add_middleware(CrossOrigin, origins=auth.origins)  # the outermost, so that pages can read errors too
 
@@ -101,8 +101,9 @@ def create_app(
     app.include_router(stats.router(counted, models))
     app.include_router(kept_requests.router(kept))
     app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
-    app.include_router(page.router(service, auth))
-    app.include_router(conversations_routes.router(chats))
+    chat = conversations_routes.router(chats, answers.rendered, service.count), answers_routes.router(answers)
+    for router in (page.router(service, auth), session.router(auth), *chat):
+        app.include_router(router)
     app.mount("/static", page.static_files(), name="static")
     openapi.describe_routes(app)
     return app

@@ -7,6 +7,7 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 
 from freedive.config import ServerConfig
 from freedive.errors import Forbidden, Unavailable
@@ -15,7 +16,16 @@ from freedive.server.keys import Key, Keys, nobody
 from freedive.server.origins import ForeignPage, Origins
 from freedive.server.rate_limits import RateLimits
 
-OPEN = frozenset({"/", "/health", "/docs", "/openapi.json"})
+SERVICE_WORKER = "/service-worker.js"
+"""The page's service worker, whose path must be above all that it may serve."""
+
+SESSION = "/app/session"
+"""The path at which the page exchanges a key for a cookie."""
+
+COOKIE = "freedive_key"
+"""The cookie that holds the key of the page, out of reach of its scripts."""
+
+OPEN = frozenset({"/", "/health", "/docs", "/openapi.json", SERVICE_WORKER, SESSION})
 """Paths that need no key, like all paths under /static/: the chat page asks the user for the key itself."""
 
 PRIVATE = "/app/"
@@ -53,29 +63,50 @@ class Auth:
             self._refuse_other_pages(headers)
         if self.locked:
             is_open = path in OPEN or path.startswith("/static/")
-            return self._key_or_nobody(headers) if is_open else self._key(headers)
+            secret = presented(headers) or self._secret_of_page(path, headers)
+            return self._key_or_nobody(secret) if is_open else self.holder(secret)
         if self._is_local:
             self._refuse_foreign_pages(headers)
         return self._anybody
 
-    def track(self, key: Key, method: str) -> AbstractContextManager[None]:
-        """Counts a POST request against the limits of ``key`` while the block runs. Raises RateLimited."""
-        return self._rate_limits.track(key) if method == "POST" else nullcontext()
+    def track(self, key: Key, path: str = "", method: str = "POST") -> AbstractContextManager[None]:
+        """Counts a POST request against the limits of ``key`` while the block runs. Raises RateLimited.
 
-    def _key(self, headers: Headers) -> Key:
+        Requests of the page for its own data do not count: each of its answers is one request, however long it runs.
+        """
+        counts = method == "POST" and not path.startswith(PRIVATE)
+        return self._rate_limits.track(key) if counts else nullcontext()
+
+    def holder(self, secret: str) -> Key:
+        """Returns the key with this secret. Raises Unauthorized, and Unavailable while the keys cannot be read."""
         assert self._keys
-        secret = presented(headers)
         if not secret:
             raise Unauthorized("This server requires a key", "Send the header Authorization: Bearer KEY")
         if key := self._keys.holder(secret):
             return key
         raise Unauthorized("The key is not valid on this server", "Create one with: freedive keys create NAME")
 
-    def _key_or_nobody(self, headers: Headers) -> Key:
+    def _key_or_nobody(self, secret: str) -> Key:
         try:
-            return self._key(headers)
+            return self.holder(secret)
         except (Unauthorized, Unavailable):
             return nobody()
+
+    def _secret_of_page(self, path: str, headers: Headers) -> str:
+        """Returns the key in the page's cookie, "" unless the request comes from a page of this very origin.
+
+        Browsers send a cookie whichever page makes the request. SameSite keeps back those of other sites, but the pages
+        of another port of this host are of the same site. Requests below /app/ that say nothing about their page are
+        accepted: over HTTP to another machine, browsers say nothing about a page that reads from its own server.
+        """
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site is not None:
+            is_own = site == "same-origin" or (site == "none" and path.startswith(PRIVATE))
+        elif origin is not None:
+            is_own = origin.lower().partition("://")[2] == headers.get("host", "").lower() != ""
+        else:
+            is_own = path.startswith(PRIVATE)
+        return cookie_parser(headers.get("cookie", "")).get(COOKIE, "") if is_own else ""
 
     def _refuse_other_pages(self, headers: Headers) -> None:
         """Raises Forbidden for requests of any page but the server's own, also with a key and from allowed origins.

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src 'self'; manifest-src 'self'; worker-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -61,7 +62,7 @@ class EdgeMiddleware:
         try:
             key = self.auth.admit(scope["path"], headers)
             record.key, record.caller = key, key.name
-            with self.auth.track(key, scope["method"]):
+            with self.auth.track(key, scope["path"], scope["method"]):
                 check_encoding(headers)
                 self.bodies.check_head(scope["method"], headers)
                 MutableHeaders(scope=scope)["content-type"] = "application/json"

@@ -22,6 +22,9 @@ class Generation(Protocol):
     def num_cached_tokens(self) -> int: ...
 
     @property
+    def num_prefilled_tokens(self) -> int: ...
+
+    @property
     def seed(self) -> int: ...
 
     @property
@@ -30,6 +33,8 @@ class Generation(Protocol):
     def __aiter__(self) -> AsyncIterator[TokenOutput]: ...
 
     def cancel(self) -> None: ...
+
+    def end_thoughts(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -43,6 +48,9 @@ class Engine(Protocol):
 
     def submit_all(self, jobs: Sequence[Job]) -> Sequence[Generation]:
         """Submits all jobs, or raises UserError and submits none."""
+
+    def place(self, generation: Any) -> int:
+        """Returns how many requests came before one of its generations and wait like it."""
 
     def stats(self) -> Any:
         """Returns a dataclass of numbers, with the fields ``running`` and ``waiting``."""

@@ -82,6 +82,16 @@ class Service:
         work = partial(_prompts, generation_request=generation_request)
         return await self.run(generation_request.model, work, request, is_guided=generation_request.is_guided)
 
+    async def count(self, request: Request, name: str, text: str) -> int | None:
+        """Returns the tokens of ``text`` for the model ``name`` ("": the first one).
+
+        Returns None if it is not loaded, as one that does not exist.
+        """
+        name = name or next(iter(self.models.slots))
+        if name not in self.models or not self.models.slot(name).model:
+            return None
+        return (await self.run(name, lambda model: len(model.tokenizer.encode(text, parse_special=False)), request))[1]
+
     async def run(
         self, name: str, work: Callable[[Model], T], request: Request, *, is_guided: bool = False
     ) -> tuple[Model, T]:

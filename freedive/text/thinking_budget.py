@@ -14,6 +14,8 @@ from freedive.text.dialects.dialect import Dialect, Mark, Mode, State
 from freedive.text.dialects.parser import Parser
 from freedive.text.tokenizer import StreamDecoder, Tokenizer
 
+NO_LIMIT = 1 << 62
+"""A number of tokens that no answer reaches."""
 CHAR_TOKENS = 3
 """The most tokens beyond the budget that complete a UTF-8 character before the thought is closed."""
 
@@ -55,27 +57,41 @@ class ThinkingBudget:
             limits.append((self.room if max_tokens is None else min(self.room, max_tokens)) // 2)
         return ThoughtConstraint(self, inner, min(limits)) if limits else inner
 
+    def following(self, answer: Sequence[int], inner: Constraint | None) -> ThoughtConstraint:
+        """Returns a constraint without a limit that has taken the tokens ``answer``, as ``inner`` has."""
+        constraint = ThoughtConstraint(self, None, NO_LIMIT)
+        for token in answer:
+            constraint.take(token)
+        constraint.inner = inner
+        return constraint
+
 
 class ThoughtConstraint:
     """Constrains one answer so that its thoughts have at most ``num_tokens`` tokens together."""
 
     def __init__(self, budget: ThinkingBudget, inner: Constraint | None, num_tokens: int) -> None:
         self._budget = budget
-        self._inner = inner
+        self.inner = inner
         self._left = num_tokens - budget.num_inside
         self._decoder, self._parser = budget.make_decoder(), budget.make_parser()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._due: list[int] = []  # tokens that close the thought, in reverse order
         self._close_if_spent()
 
+    def end(self) -> None:
+        """Closes the thought with the next tokens, and each later thought at once."""
+        self._left = min(self._left, 0)
+        if not self._due:
+            self._close_if_spent()
+
     @property
     def complete(self) -> bool:
         """Whether the answer is complete and must end."""
-        return self._inner is not None and self._inner.complete
+        return self.inner is not None and self.inner.complete
 
     def allowed(self) -> Bytes | None:
         """Returns the bitmask of allowed next tokens, None if all are allowed."""
-        allowed = self._inner.allowed() if self._inner else None
+        allowed = self.inner.allowed() if self.inner else None
         if not self._due:
             return allowed
         byte, bit = divmod(self._due[-1], 8)
@@ -88,8 +104,8 @@ class ThoughtConstraint:
 
     def take(self, token: int) -> None:
         """Advances the constraint by ``token``."""
-        if self._inner:
-            self._inner.take(token)
+        if self.inner:
+            self.inner.take(token)
         self._parser.read(self._decoder.push(token), ends=False)
         self._utf8.decode(self._budget.token_bytes(token))
         if self._due:

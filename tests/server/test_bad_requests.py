@@ -175,7 +175,7 @@ def test_no_body_is_a_server_error(http: httpx.Client, fake_model: EchoModel, ca
     fake_model.delay_s = 0
     valid, changes = case
     body = json.dumps(valid | changes if isinstance(changes, dict) else changes)
-    for route in ("/v1/chat/completions", "/v1/completions", "/chat/stream"):
+    for route in ("/v1/chat/completions", "/v1/completions"):
         response = http.post(route, content=body, headers={"content-type": "application/json"})
         if response.status_code != 200:
             assert response.status_code in (400, 404)

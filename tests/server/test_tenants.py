@@ -34,7 +34,6 @@ ASKING = {
     "/api/chat": {"messages": HELLO, "stream": False},
     "/api/generate": {"prompt": "hello", "stream": False},
     "/api/embed": {"input": "hello"},
-    "/chat/stream": {"messages": HELLO},
 }
 
 

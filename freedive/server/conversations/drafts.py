@@ -64,6 +64,7 @@ def draft_of(tree: Tree, texts: Sequence[str]) -> ConversationDraft:
                 model=each.model,
                 status="interrupted" if each.status == "running" else each.status,
                 error=each.error,
+                finish=each.finish,
                 usage=each.usage,
                 timings=each.timings,
                 created=each.created,

@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from freedive.errors import UserError
+from freedive.server.conversations.pdf import pdf_text
 from freedive.server.conversations.records import Label, LongText, Title
 from freedive.server.request_body import JsonObject, RequestBody, Text
 
 MAX_ITEMS = 1000
+PDF = "application/pdf"
 
 Id = Annotated[Text, Field(max_length=100)]
 
@@ -59,11 +61,22 @@ class MessageRequest(RequestBody):
 
 
 class FileRequest(RequestBody):
-    """A text file."""
+    """A file with its text or, if it is a PDF file, with its bytes in base64."""
 
     name: Annotated[Title, Field(min_length=1)]
     media_type: Label = "text/plain"
-    text: LongText
+    text: LongText | None = None
+    base64: str | None = None
+
+    def read(self) -> str:
+        """Returns the text of the file. Blocks: call it in a thread. Raises UserError if there is none."""
+        if (self.text is None) == (self.base64 is None):
+            raise UserError("The body must have either 'text' or 'base64'", "Send one of them", param="text")
+        if self.text is not None:
+            return self.text
+        if self.media_type != PDF:
+            raise UserError(f"Only files of type {PDF} are sent as 'base64'", "Send the text", param="media_type")
+        return pdf_text(_bytes(self.base64 or ""))
 
 
 class ImportRequest(RequestBody):
@@ -76,7 +89,11 @@ class ImportRequest(RequestBody):
         """Returns the bytes of the file. Raises UserError if it is missing or not base64."""
         if (self.text is None) == (self.base64 is None):
             raise UserError("The body must have either 'text' or 'base64'", "Send one of them", param="text")
-        try:
-            return self.text.encode() if self.text is not None else base64.b64decode(self.base64 or "", validate=True)
-        except (binascii.Error, ValueError):
-            raise UserError("'base64' is not base64", "Encode the bytes of the file", param="base64") from None
+        return self.text.encode() if self.text is not None else _bytes(self.base64 or "")
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise UserError("'base64' is not base64", "Encode the bytes of the file", param="base64") from None

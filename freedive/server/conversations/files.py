@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Collection
 
 from freedive.errors import NotFound
 from freedive.server.conversations.records import File, FileDraft
@@ -30,6 +31,16 @@ class Files:
             number, _ = owned(sql, owner, conversation)
             _file(sql, number, id)
             return str(sql.execute("SELECT text FROM file WHERE id = ?", (id,)).fetchone()[0])
+
+    def texts(self, owner: str, conversation: str, ids: Collection[str]) -> dict[str, tuple[str, str]]:
+        """Returns (name, text) of each of the files ``ids``, by id."""
+        with self._database.reading() as sql:
+            number, _ = owned(sql, owner, conversation)
+            rows = (
+                (id, sql.execute("SELECT name, text FROM file WHERE id = ?", (_file(sql, number, id).id,)).fetchone())
+                for id in ids
+            )
+            return {id: (name, text) for id, (name, text) in rows}
 
     def count(self, owner: str, conversation: str, id: str, num_tokens: int) -> File:
         """Stores how many tokens a file has."""

@@ -18,6 +18,10 @@ from freedive.server.storage.database import Database
 End = Literal["complete", "stopped", "interrupted", "failed"]
 
 
+CUT = frozenset({"length", "repetition"})
+"""Why a complete answer can be continued: the model had not ended it."""
+
+
 class Messages:
     """The messages of all conversations of a database. Every method raises NotFound for those of another owner."""
 
@@ -56,6 +60,20 @@ class Messages:
             row = (id, content, reasoning)
             sql.execute("INSERT INTO piece (message, content, reasoning) VALUES (?, ?, ?)", row)
 
+    def resume(self, owner: str, conversation: str, id: str) -> Message:
+        """Makes an answer that ended early run again, with the text that it has. Raises UserError for any other one."""
+        with self._database.writing() as sql:
+            number, _ = owned(sql, owner, conversation)
+            message = message_in(sql, number, id)
+            if message.role != "assistant" or message.status == "running":
+                raise UserError("Only an answer that has ended can be continued", "Wait for its end", param="continue")
+            if message.status == "complete" and message.finish not in CUT:
+                raise UserError("The answer is complete", "Ask for another one", param="continue")
+            (document,) = sql.execute("SELECT document FROM message WHERE id = ?", (id,)).fetchone()
+            remove_document(sql, number, document, message.content)
+            sql.execute("UPDATE message SET status = 'running', error = '', finish = '' WHERE id = ?", (id,))
+            return message_in(sql, number, id)
+
     def finish(
         self,
         owner: str,
@@ -64,6 +82,7 @@ class Messages:
         status: End,
         *,
         error: str = "",
+        finish: str = "",
         usage: Json | None = None,
         timings: Json | None = None,
     ) -> Message:
@@ -72,10 +91,10 @@ class Messages:
             number = _running(sql, owner, conversation, id)
             message = end_message(sql, id, status)
             more = {"error": error, "usage": usage or {}, "timings": timings or {}}
-            row = (error, json.dumps(more["usage"]), json.dumps(more["timings"]), id)
-            sql.execute("UPDATE message SET error = ?, usage = ?, timings = ? WHERE id = ?", row)
+            row = (error, finish, json.dumps(more["usage"]), json.dumps(more["timings"]), id)
+            sql.execute("UPDATE message SET error = ?, finish = ?, usage = ?, timings = ? WHERE id = ?", row)
             sql.execute("UPDATE conversation SET updated = ? WHERE number = ?", (now(), number))
-        return replace(message, error=error, usage=usage or {}, timings=timings or {})
+        return replace(message, error=error, finish=finish, usage=usage or {}, timings=timings or {})
 
 
 def insert_message(
@@ -92,6 +111,7 @@ def insert_message(
         model=draft.model,
         status=draft.status,
         error=draft.error,
+        finish=draft.finish,
         usage=draft.usage,
         timings=draft.timings,
         created=draft.created,

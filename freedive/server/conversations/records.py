@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from freedive.errors import NotFound
 from freedive.json_object import Json
 from freedive.server.request_body import JsonObject, Text
 
@@ -59,7 +60,8 @@ class Conversation:
 class Message:
     """A message of a tree: ``parent`` is the one before it. Messages with the same parent are alternatives.
 
-    ``files`` are ids of files of the conversation.
+    ``files`` are ids of files of the conversation. ``finish`` is why the model ended an answer: stop, length,
+    repetition or tool_calls; "" if it did not end it.
     """
 
     id: str
@@ -71,6 +73,7 @@ class Message:
     model: str
     status: Status
     error: str
+    finish: str
     usage: Json
     timings: Json
     created: int
@@ -96,10 +99,12 @@ class Tree:
     messages: list[Message]
     files: list[File]
 
-    def path(self) -> list[Message]:
-        """Returns the messages from the first one to the current leaf."""
+    def path(self, last: str | None = None) -> list[Message]:
+        """Returns the messages from the first one to ``last``, by default the current leaf. Raises NotFound."""
         by_id = {message.id: message for message in self.messages}
-        path, at = [], self.conversation.leaf
+        path, at = [], self.conversation.leaf if last is None else last
+        if at is not None and at not in by_id:
+            raise NotFound(f"The conversation has no message {at!r}", "Read the conversation again", param="message")
         while at is not None:
             path.append(by_id[at])
             at = by_id[at].parent
@@ -129,6 +134,7 @@ class MessageDraft:
     model: Label = ""
     status: Status = "complete"
     error: Annotated[Text, Field(max_length=10_000)] = ""
+    finish: Label = ""
     usage: JsonObject = field(default_factory=dict)
     timings: JsonObject = field(default_factory=dict)
     created: Time = field(default_factory=now)

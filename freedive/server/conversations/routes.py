@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from freedive.server.conversations.fields import (
 from freedive.server.conversations.imports.reader import read_import
 from freedive.server.conversations.records import Conversation, ConversationDraft, FileDraft, MessageDraft, Tree
 from freedive.server.conversations.search import Hit
+from freedive.server.page.rendered import Rendered
 from freedive.server.request_record import RequestRecord
 from freedive.server.routing import APIRouter
 
@@ -36,17 +37,20 @@ Format = Literal["json", "markdown"]
 Limit = Annotated[int, Query(ge=1, le=200)]
 Word = Annotated[str, Query(max_length=1000)]
 
+Count = Callable[[Request, str, str], Awaitable[int | None]]
+"""Returns the tokens of a text for a model ("": the first), None if they are not known."""
+
 MEDIA_TYPES = {"json": "application/json", "markdown": "text/markdown; charset=utf-8"}
 ENDINGS = {"json": "json", "markdown": "md"}
 
 
-def router(chats: Chats) -> APIRouter:
-    """Returns the routes of ``chats``."""
+def router(chats: Chats, rendered: Rendered, count: Count) -> APIRouter:
+    """Returns the routes of ``chats``; ``rendered`` keeps the HTML of their messages, ``count`` counts tokens."""
     routes = APIRouter(prefix=PREFIX, include_in_schema=False)
     _add_lists(routes, chats)
     _add_files_of_many(routes, chats)
-    _add_conversations(routes, chats)
-    _add_parts(routes, chats)
+    _add_conversations(routes, chats, rendered)
+    _add_parts(routes, chats, count)
     return routes
 
 
@@ -88,7 +92,7 @@ def _add_files_of_many(routes: APIRouter, chats: Chats) -> None:
         return {"conversations": [_summary(each) for each in await run_sync(run, limiter=importing)]}
 
 
-def _add_conversations(routes: APIRouter, chats: Chats) -> None:
+def _add_conversations(routes: APIRouter, chats: Chats, rendered: Rendered) -> None:
     @routes.post("")
     async def create(body: CreateRequest, request: Request) -> Json:
         store = chats.temporary if body.temporary else chats.saved
@@ -101,8 +105,9 @@ def _add_conversations(routes: APIRouter, chats: Chats) -> None:
         return vars(await run_in_threadpool(store.create, _owner(request), draft))
 
     @routes.get("/{id}")
-    async def read(id: str, request: Request) -> Json:
-        return _whole(await run_in_threadpool(chats.holding(id).read, _owner(request), id))
+    async def read(id: str, request: Request, html: bool = False) -> Json:
+        tree = await run_in_threadpool(chats.holding(id).read, _owner(request), id)
+        return _whole(tree, [await rendered.html(message) for message in tree.messages] if html else None)
 
     @routes.patch("/{id}")
     async def change(id: str, body: ChangeRequest, request: Request) -> Json:
@@ -121,7 +126,9 @@ def _add_conversations(routes: APIRouter, chats: Chats) -> None:
         return Response(content.encode(), headers=headers, media_type=MEDIA_TYPES[format])
 
 
-def _add_parts(routes: APIRouter, chats: Chats) -> None:
+def _add_parts(routes: APIRouter, chats: Chats, count: Count) -> None:
+    reading = CapacityLimiter(2)  # a PDF file takes a process
+
     @routes.post("/{id}/messages")
     async def add_message(id: str, body: MessageRequest, request: Request) -> Json:
         draft = MessageDraft(role=body.role, content=body.content, reasoning=body.reasoning, model=body.model)
@@ -130,8 +137,12 @@ def _add_parts(routes: APIRouter, chats: Chats) -> None:
 
     @routes.post("/{id}/files")
     async def add_file(id: str, body: FileRequest, request: Request) -> Json:
-        draft = FileDraft(name=body.name, media_type=body.media_type, text=body.text)
-        return vars(await run_in_threadpool(chats.holding(id).files.add, _owner(request), id, draft))
+        owner, store = _owner(request), chats.holding(id)
+        settings = await run_in_threadpool(store.settings, owner, id)  # before the work for a file that has no place
+        text = await run_sync(body.read, limiter=reading)
+        draft = FileDraft(name=body.name, media_type=body.media_type, text=text)
+        draft.num_tokens = await count(request, settings.get("model", ""), text)
+        return vars(await run_in_threadpool(store.files.add, owner, id, draft))
 
     @routes.get("/{id}/files/{file}")
     async def read_file(id: str, file: str, request: Request) -> Json:
@@ -164,8 +175,10 @@ def _summary(conversation: Conversation) -> Json:
     return {name: value for name, value in vars(conversation).items() if name not in ("settings", "deleted", "leaf")}
 
 
-def _whole(tree: Tree) -> Json:
+def _whole(tree: Tree, htmls: Sequence[str] | None) -> Json:
     messages = [vars(message) for message in tree.messages]
+    if htmls is not None:
+        messages = [{**message, "html": html} for message, html in zip(messages, htmls, strict=True)]
     return {**vars(tree.conversation), "messages": messages, "files": [vars(file) for file in tree.files]}
 
 

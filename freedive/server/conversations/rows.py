@@ -12,7 +12,7 @@ from freedive.server.conversations.records import MAX_DOCUMENTS, Conversation, F
 
 COLUMNS = "id, title, named, folder, pinned, created, updated, deleted, settings, leaf"
 """The columns of a conversation, in the order of :func:`conversation_of`."""
-MESSAGE_COLUMNS = "id, parent, role, content, reasoning, files, model, status, error, usage, timings, created"
+MESSAGE_COLUMNS = "id, parent, role, content, reasoning, files, model, status, error, finish, usage, timings, created"
 FILE_COLUMNS = "id, name, media_type, num_bytes, num_tokens, created"
 
 NUM_ID_BYTES = 12
@@ -42,7 +42,7 @@ def conversation_of(row: tuple[Any, ...]) -> Conversation:
 
 def message_of(row: tuple[Any, ...]) -> Message:
     """Returns the message of a row of :data:`MESSAGE_COLUMNS`."""
-    id, parent, role, content, reasoning, files, model, status, error, usage, timings, created = row
+    id, parent, role, content, reasoning, files, model, status, error, finish, usage, timings, created = row
     return Message(
         id=id,
         parent=parent,
@@ -53,6 +53,7 @@ def message_of(row: tuple[Any, ...]) -> Message:
         model=model,
         status=status,
         error=error,
+        finish=finish,
         usage=json.loads(usage),
         timings=json.loads(timings),
         created=created,

@@ -69,6 +69,7 @@ CREATE VIRTUAL TABLE word USING fts5 (
     text, content = '', columnsize = 0, prefix = '1 2 3', tokenize = 'unicode61 remove_diacritics 2'
 );
 """,
+    "ALTER TABLE message ADD COLUMN finish TEXT NOT NULL DEFAULT '';\n",
 )
 """A piece is what a running message received since its row was written: appending must not rewrite a long answer.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.errors import UserError
+from freedive.json_object import Json
 from freedive.server.conversations import search
 from freedive.server.conversations.drafts import draft_of, insert_draft
 from freedive.server.conversations.files import Files
@@ -131,6 +132,11 @@ class ConversationStore:
         with self._database.reading() as sql:
             number, conversation = owned(sql, owner, id)
             return Tree(conversation, _messages(sql, number), _files(sql, number))
+
+    def settings(self, owner: str, id: str) -> Json:
+        """Returns the settings of a conversation."""
+        with self._database.reading() as sql:
+            return owned(sql, owner, id)[1].settings
 
     def draft(self, owner: str, id: str) -> ConversationDraft:
         """Returns a whole conversation with the texts of its files, for export."""

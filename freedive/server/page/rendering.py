@@ -16,6 +16,13 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Text, _TokenType
 
+from freedive.server.page.formulas import add_formulas
+
+FRAME_S = 0.04
+"""Seconds between two updates of a growing answer, at least."""
+RENDER_SHARE = 0.025
+"""The most of a core for rendering one answer: long blocks, which are slow to render, are updated less often."""
+
 HIGHLIGHT_S = 0.05
 """CPU seconds for highlighting one code block: some lexers take quadratic time for some texts."""
 MAX_HIGHLIGHTED = 10_000
@@ -32,13 +39,14 @@ LANGUAGES = frozenset(
 
 
 def _markdown() -> MarkdownIt:
-    """Returns a renderer of CommonMark and tables, without raw HTML, images and reference links.
+    """Returns a renderer of CommonMark, tables and formulas, without raw HTML, images and reference links.
 
     Raw HTML is shown as text, and images become links, so that they load nothing. Without reference links each block
     can be rendered alone, so a growing text never changes blocks before its last.
     """
     markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
     markdown.disable(["reference", "image", "html_block", "html_inline"])
+    add_formulas(markdown)
     for name, rule in {
         "fence": _code,
         "code_block": _code,

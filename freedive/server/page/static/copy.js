@@ -1,12 +1,29 @@
-// Copy buttons: of a code block, or of a whole answer as the model wrote it.
+// Copying to the clipboard.
 
 import { word } from "./translations.js";
 
-export async function copied(button) {
-  await write(button.answer?.text ?? button.closest("figure").querySelector("code").textContent);
-  button.textContent = word("copied");
-  setTimeout(() => (button.textContent = word("copy")), 1500);
+const SHOWN_MS = 1500;
+
+// The button says that it is done.
+export async function copy(button, text) {
+  await write(text);
+  if (button.dataset.text) {
+    button.textContent = word("copied");
+    setTimeout(() => (button.textContent = word("copy")), SHOWN_MS);
+  } else {
+    button.classList.add("done");
+    button.title = word("copied");
+    setTimeout(() => {
+      button.classList.remove("done");
+      button.title = word("copy");
+    }, SHOWN_MS);
+  }
 }
+
+// The copy button of a code block, which the server rendered.
+document.addEventListener("click", ({ target }) => {
+  if (target.matches(".code .copy")) copy(target, target.closest("figure").querySelector("code").textContent);
+});
 
 // The clipboard API exists only on secure origins, and a server on the home network is not one.
 async function write(text) {

@@ -1,129 +1,149 @@
-// The chat page. The conversation lives here; the server is told all of it with each question.
+// The chat page: its parts, put together.
 
-import { copied } from "./copy.js";
-import { authorized, post, Refused } from "./events.js";
-import { authorization } from "./key.js";
-import { Answer, addTurn } from "./turns.js";
-import { languageName, nextLanguage, setLanguage, word } from "./translations.js";
+import { away } from "./api.js";
+import { archiveItems, onImport } from "./archive.js";
+import { Chat } from "./chat.js";
+import { Composer } from "./composer.js";
+import { SideBar } from "./conversations.js";
+import { byId } from "./dom.js";
+import * as keys from "./keys.js";
+import { toggleSideBar } from "./looks.js";
+import { openMenu } from "./menu.js";
+import { chosenModel, offerModels, onModel, showModel } from "./models.js";
+import { openSearch } from "./search.js";
+import { openSettings } from "./settings.js";
+import { toast } from "./toast.js";
+import { word } from "./translations.js";
 
-const NEAR_END = 80; // pixels from the end within which the view follows the answer
+const [title, temporary, settingsButton] = ["title", "temporary", "settings-open"].map(byId);
 
-const [scroller, welcome, conversation, composer, message, send, stop, model, language] = [
-  "scroller", "welcome", "conversation", "composer", "message", "send", "stop", "model", "language",
-].map((id) => document.getElementById(id));
+const chat = new Chat({
+  opened,
+  created,
+  continued: () => refresh(),
+  running: (is) => (composer.running = is),
+  lost: () => {
+    history.replaceState(null, "", location.pathname);
+    route();
+  },
+  model: chosenModel,
+});
+const composer = new Composer({
+  submit: (text, files, done) => chat.ask(text, files, done),
+  stop: () => chat.stop(),
+  attach: async (file) => {
+    const isNew = !chat.conversation.id;
+    const stored = await chat.conversation.attach(file);
+    if (isNew) showAddress(chat.conversation);
+    return stored;
+  },
+  detach: (id) => chat.conversation.detach(id),
+  editLast: () => chat.editLast(),
+});
+const sideBar = new SideBar({
+  left: newChat,
+  renamed: ({ id, title }) => {
+    if (id === chat.conversation.id) showTitle(Object.assign(chat.conversation, { title }));
+  },
+});
 
-let messages = [];
-let running = null; // the AbortController of the answer under way
-
-async function ask(question) {
-  const control = new AbortController();
-  setRunning(control);
-  welcome.hidden = true;
-  const history = messages; // a new chat may replace it meanwhile
-  history.push({ role: "user", content: question });
-  const answer = new Answer(addTurn(conversation, question));
-  scroller.scrollTop = scroller.scrollHeight;
-  await receive(answer, history, control.signal);
-  answer.finish();
-  if (answer.text) history.push({ role: "assistant", content: answer.text });
-  else history.pop(); // a question without an answer would leave two in a row
-  if (running === control) setRunning(null);
+function opened(conversation) {
+  showTitle(conversation);
+  showModel(conversation.model);
+  showTemporary();
+  sideBar.mark(conversation.id);
+  composer.open(conversation.id, conversation.waitingFiles);
 }
 
-async function receive(answer, messages, signal) {
-  try {
-    await offerModels(signal);
-    for await (const event of post("/chat/stream", { model: model.value, messages, repetition_detection: true }, signal)) {
-      following(() => (event.error ? answer.notice(event.error, "error") : answer.update(event)));
-      if (["length", "repetition"].includes(event.finished)) answer.notice(word(event.finished));
-    }
-  } catch (error) {
-    if (signal.aborted) answer.notice(word("stopped"));
-    else following(() => answer.notice(error instanceof Refused ? error.message : word("unreachable"), "error"));
-  }
+// The first message gives a conversation its title.
+async function created(conversation) {
+  showAddress(conversation);
+  await refresh();
+  await chat.conversation.reloadTitle();
+  showTitle(conversation);
 }
 
-// Where keys are needed, the page comes without the names of models.
-async function offerModels(signal) {
-  if (model.options.length) return;
-  const { data } = await (await authorized("/v1/models", { signal })).json();
-  model.append(...data.map(({ id }) => new Option(id)));
-  model.disabled = data.length === 1;
+function showAddress(conversation) {
+  if (location.hash === `#${conversation.id}`) return;
+  history.pushState(null, "", `#${conversation.id}`);
+  composer.rename(conversation.id);
+  sideBar.mark(conversation.id);
+  showTemporary();
 }
 
-// Change the page, and keep its end in view if it was: a reader who scrolled up is left alone.
-function following(change) {
-  const atEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < NEAR_END;
-  change();
-  if (atEnd) scroller.scrollTop = scroller.scrollHeight;
+function showTitle(conversation) {
+  title.textContent = conversation.title;
+  document.title = conversation.title ? `${conversation.title} · freedive` : "freedive";
 }
 
-function setRunning(control) {
-  running = control;
-  stop.hidden = !running;
-  send.hidden = Boolean(running);
-  resize();
+function showTemporary() {
+  const { id, temporary: is } = chat.conversation;
+  temporary.disabled = Boolean(id);
+  temporary.hidden = Boolean(id) && !is;
+  temporary.setAttribute("aria-pressed", is);
+  document.documentElement.classList.toggle("is-temporary", is);
+  byId("promise").textContent = word(is ? "temporary_promise" : "promise");
 }
 
-function resize() {
-  send.disabled = !message.value.trim();
-  message.style.height = "auto";
-  message.style.height = `${message.scrollHeight}px`;
-}
-
-function submit(text) {
-  if (running || !text.trim()) return;
-  message.value = "";
-  focusMessage();
-  ask(text.trim());
-}
+const refresh = () => sideBar.refresh().catch((error) => toast(error.message));
 
 function newChat() {
-  running?.abort();
-  setRunning(null);
-  messages = [];
-  conversation.replaceChildren();
-  welcome.hidden = false;
-  focusMessage();
+  if (location.hash) history.pushState(null, "", location.pathname);
+  return route();
 }
 
-// Not on a touch screen, where it would bring up the keyboard.
-function focusMessage() {
-  if (matchMedia("(hover: hover)").matches) message.focus();
+// The address names a conversation and perhaps a message: /#conversation/message.
+function route() {
+  toggleSideBar(false);
+  const [id, message] = location.hash.slice(1).split("/");
+  return chat.open(id || null, message);
 }
 
-function showOtherLanguage() {
-  language.textContent = languageName(nextLanguage());
-}
-
-composer.addEventListener("submit", (event) => {
-  event.preventDefault();
-  submit(message.value);
+addEventListener("popstate", route);
+document.addEventListener("visibilitychange", async () => {
+  if (document.hidden) return;
+  await refresh();
+  await chat.catchUp().catch((error) => toast(error.message));
 });
-message.addEventListener("keydown", (event) => {
-  // While an input method composes Chinese, Enter picks a word.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  submit(message.value);
-});
-message.addEventListener("input", resize);
-stop.addEventListener("click", () => {
-  running?.abort();
-  focusMessage();
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
-});
-document.addEventListener("click", (event) => {
-  if (event.target.matches(".copy")) copied(event.target);
-  if (event.target.matches(".idea")) submit(event.target.textContent);
-});
-document.getElementById("new").addEventListener("click", newChat);
-language.addEventListener("click", () => {
-  setLanguage(nextLanguage());
-  showOtherLanguage();
+away.addEventListener("away", () => (byId("away").hidden = false));
+away.addEventListener("back", async () => {
+  byId("away").hidden = true;
+  await refresh();
 });
 
-showOtherLanguage();
-resize();
-if (authorization().Authorization) offerModels(new AbortController().signal).catch(() => {}); // it is said when asking
+const showSettings = () =>
+  openSettings(chat.conversation.settings, (settings) =>
+    chat.conversation.set(settings).catch((error) => toast(error.message)),
+  );
+
+onModel((model) =>
+  chat.conversation.set({ ...chat.conversation.settings, model }).catch((error) => toast(error.message)),
+);
+onImport(refresh);
+keys.listen({
+  search: openSearch,
+  newChat,
+  sidebar: () => toggleSideBar(),
+  settings: showSettings,
+  stop: () => (chat.isRunning ? void chat.stop() : false),
+  focus: () => byId("message").focus(),
+});
+settingsButton.addEventListener("click", showSettings);
+temporary.addEventListener("click", () => {
+  chat.conversation.temporary = !chat.conversation.temporary;
+  showTemporary();
+});
+byId("list").addEventListener("click", ({ target }) => target.closest("a") && toggleSideBar(false));
+byId("new").addEventListener("click", newChat);
+byId("search-open").addEventListener("click", openSearch);
+byId("help-open").addEventListener("click", () => byId("help").showModal());
+byId("archive").addEventListener("click", ({ currentTarget }) => openMenu(currentTarget, archiveItems()));
+document.addEventListener("click", ({ target }) => {
+  if (target.matches(".idea")) composer.submit(target.textContent);
+  if (target.matches("dialog .done")) target.closest("dialog").close();
+});
+
+await Promise.allSettled([offerModels(), refresh()]);
+await route();
+document.documentElement.classList.add("ready");
+navigator.serviceWorker?.register("/service-worker.js").catch(() => {}); // only what makes it an app is missing then

@@ -1,31 +1,25 @@
-// The page's texts in the reader's language. The server writes translations.json, the one list of them, into the page.
+// The page's texts in the reader's language, which the server writes into the page.
 
-const all = JSON.parse(document.getElementById("translations").textContent);
+const texts = JSON.parse(document.getElementById("translations").textContent);
 const root = document.documentElement;
 
 export function word(key, values = {}) {
-  return all[root.lang][key].replace(/{(\w+)}/g, (_, name) => values[name]);
+  return texts[key].replace(/{(\w+)}/g, (_, name) => values[name]);
 }
 
-// Fill in whatever is labelled within a part of the page.
+// Digits in groups, at most `digits` of them behind the point.
+export function number(value, digits = 0) {
+  return value.toLocaleString(root.lang, { maximumFractionDigits: digits });
+}
+
+// Fills in whatever is labelled within a part of the page.
 export function label(part) {
   for (const node of part.querySelectorAll("[data-text]")) node.textContent = word(node.dataset.text);
-  for (const node of part.querySelectorAll("[data-label]")) {
-    node.title = word(node.dataset.label);
-    node.setAttribute("aria-label", node.title);
-  }
-  for (const node of part.querySelectorAll("[data-placeholder]")) node.placeholder = word(node.dataset.placeholder);
+  for (const node of part.querySelectorAll("[data-label]")) name(node, node.dataset.label);
 }
 
-export function nextLanguage() {
-  const languages = Object.keys(all);
-  return languages[(languages.indexOf(root.lang) + 1) % languages.length];
+// Names a control that shows only a picture.
+export function name(node, key) {
+  node.title = word(key);
+  node.setAttribute("aria-label", node.title);
 }
-
-export function setLanguage(language) {
-  root.lang = language;
-  document.cookie = `lang=${language}; path=/; max-age=31536000; SameSite=Strict`;
-  label(document);
-}
-
-export const languageName = (language) => all[language].language;
