@@ -87,12 +87,7 @@ def create_app(
     app.state.chats = chats
     app.state.bodies = bodies = Bodies(int(config.max_body_mb * (1 << 20)))
     app.add_middleware(ByVersion)
-    app.add_middleware(
-        EdgeMiddleware,
-        auth=auth,
-        observers=watching,
-        bodies=bodies,
-    )
+    app.add_middleware(EdgeMiddleware, auth=auth, observers=watching, bodies=bodies)
     app.add_middleware(Paths)
     app.add_middleware(CrossOrigin, origins=auth.origins)  # the outermost, so that pages can read errors too
 
@@ -106,10 +101,9 @@ def create_app(
     app.include_router(stats.router(counted, models))
     app.include_router(kept_requests.router(kept))
     app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
-    app.include_router(page.router(service, auth))
-    app.include_router(session.router(auth))
-    app.include_router(conversations_routes.router(chats, answers.rendered, service.count))
-    app.include_router(answers_routes.router(answers))
+    chat = conversations_routes.router(chats, answers.rendered, service.count), answers_routes.router(answers)
+    for router in (page.router(service, auth), session.router(auth), *chat):
+        app.include_router(router)
     app.mount("/static", page.static_files(), name="static")
     openapi.describe_routes(app)
     return app
