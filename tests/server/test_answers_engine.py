@@ -39,21 +39,22 @@ def test_thoughts_end_when_asked_and_the_answer_follows(http: httpx.Client) -> N
 
 
 def test_the_meter_tells_the_prompt_and_what_was_cached(http: httpx.Client) -> None:
-    id, answer = asked(http, "word " * 300, sampling={"temperature": 0.0, "max_tokens": 20})
+    id, answer = asked(http, "word " * 100, sampling={"temperature": 0.0, "max_tokens": 20})
     *_, last, _ = events(http, id, answer["id"])
+    assert ended(http, id, answer["id"])["error"] == ""
     meter = last.get("meter") or last["snapshot"]["meter"]
-    assert meter["prefilled"] == meter["prompt_tokens"] > 300
+    assert meter["prefilled"] == meter["prompt_tokens"] > 100
     assert meter["num_tokens"] == meter["prompt_tokens"] + 20
     again = sent(http, f"/{id}/answers", parent=answer["parent"])
-    assert ended(http, id, again["id"])["usage"]["cached_tokens"] > 200
+    assert ended(http, id, again["id"])["usage"]["cached_tokens"] > 60
 
 
 def test_a_cut_answer_continues_as_if_it_had_not_been_cut(http: httpx.Client) -> None:
     settings = {"sampling": {"temperature": 0.0, "max_tokens": 200, "enable_thinking": False}}
-    id, answer = asked(http, QUESTION, **settings)
+    id, answer = asked(http, "Hello, who are you?", **settings)
     whole = ended(http, id, answer["id"])["content"]
     settings["sampling"]["max_tokens"] = 3
-    id, answer = asked(http, QUESTION, **settings)
+    id, answer = asked(http, "Hello, who are you?", **settings)
     cut = ended(http, id, answer["id"])
     assert (cut["finish"], whole.startswith(cut["content"])) == ("length", True)
     changed = {"settings": {"sampling": {**settings["sampling"], "max_tokens": 200}}}
@@ -61,5 +62,4 @@ def test_a_cut_answer_continues_as_if_it_had_not_been_cut(http: httpx.Client) ->
     sent(http, f"/{id}/answers", **{"continue": answer["id"]})
     done = ended(http, id, answer["id"])
     assert done["status"] == "complete"
-    assert done["content"].startswith(cut["content"])
-    assert len(done["content"]) > len(cut["content"])
+    assert done["content"] == whole > cut["content"]

@@ -124,7 +124,8 @@ class Answers:
                 with held:
                     await running.run(partial(self._generate, body, record))
             finally:
-                del self._running[place]
+                if self._running[place] is running:  # else it was continued as soon as its end was stored
+                    del self._running[place]
                 record.ended_at = time.perf_counter()
                 for observer in self._observers:
                     observer(record)
