@@ -47,6 +47,9 @@ class Script:
         self.tokens = tokens
         self.prompt: list[int] = []
 
+    def save_order(self) -> None:
+        """It has no experts."""
+
     def step(self, batch: Batch) -> np.ndarray:
         if batch.starts[0] == 0:
             self.prompt = batch.tokens.tolist()

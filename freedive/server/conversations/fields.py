@@ -66,7 +66,7 @@ class FileRequest(RequestBody):
     name: Annotated[Title, Field(min_length=1)]
     media_type: Label = "text/plain"
     text: LongText | None = None
-    base64: str | None = None
+    base64: Text | None = None
 
     def read(self) -> str:
         """Returns the text of the file. Blocks: call it in a thread. Raises UserError if there is none."""
@@ -83,7 +83,7 @@ class ImportRequest(RequestBody):
     """A file with conversations, as text or in base64."""
 
     text: Text | None = None
-    base64: str | None = None
+    base64: Text | None = None
 
     def data(self) -> bytes:
         """Returns the bytes of the file. Raises UserError if it is missing or not base64."""
