@@ -115,7 +115,7 @@ def test_the_catalogue_is_ranked_for_this_machine() -> None:
     assert found["smollm2"]["paged"] is False
     more = {row["name"]: row for row in rank(ON, 400 * GB)}
     assert all(not row["paged"] for row in more.values() if row["download_bytes"] < 300 * GB)
-    assert more["qwen3-30b-a3b"]["speed"]["worst"] > found["qwen3-30b-a3b"]["speed"]["usual"]
+    assert more["qwen3-30b-a3b"]["speed"]["worst"] >= found["qwen3-30b-a3b"]["speed"]["usual"]
     assert "qwen3-30b-a3b" in plan("--memory", "8G")
 
 

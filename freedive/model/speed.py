@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from freedive.model.size import WeightSizes
 
-DECODE_EFFICIENCY = 0.75
-"""The share of the memory bandwidth at which decoding reads weights.
+DECODE_EFFICIENCY = 0.9
+"""The share of the measured memory bandwidth at which decoding reads weights.
 
-docs/benchmarks.md: 79% with qwen3-moe Q4_0 after 16 tokens and 69% after 4,096 (Zen 4, AVX512-VNNI, 2 threads)."""
+79% with qwen3-moe Q4_0 after 16 tokens on Zen 4 (docs/benchmarks.md); about 105% on a Xeon with 260 MiB of L3, which
+holds a part of the weights that every token reads (docs/log/memory.md)."""
 
 PREFILL_EFFICIENCY, TILE_EFFICIENCY = 0.42, 0.15
 """The share of the peak of int8 products at which prompts are read, with vector and with tile (AMX) instructions.
@@ -21,11 +22,12 @@ the experts' kernels reached 1.4 to 2.6 of 13 TOPS; the whole program has not be
 STEP_SECONDS = 2e-4
 """Time of a step that depends on no weight: Python, sampling, barriers. An estimate, not calibrated."""
 
-SKEW = 0.3
-"""If s is the share of the experts in slots, a cache of recently used experts hits about s ** SKEW of all reads.
+SKEW = 0.2
+"""If s is the share of the experts in slots, about s ** SKEW of all reads find their expert there.
 
-Real text uses some experts more than others. Published rates are 53% of reads at 1/8 of the experts (this formula: 54%)
-and 76% at 1/4 (66%), both with Qwen3-30B-A3B in BigMoeOnEdge."""
+Real text uses some experts more than others, and uses those of the last tokens again. Measured with Zipf's law: 65% of
+reads at 0.15 of the experts (this formula: 68%), 85% at 0.39 (83%), 93% at 0.65 (92%). Published for a cache of the
+least recently used and Qwen3-30B-A3B in BigMoeOnEdge: 53% at 1/8 (66%) and 76% at 1/4 (76%)."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,15 @@ def hit_rates(sizes: WeightSizes, slots: float) -> tuple[float, float]:
 
 
 def decode_seconds(cost: TokenCost, machine: MachineSpeed, hit_rate: float) -> float:
-    """Returns the time of one token: reads of memory, then the wait for the disk.
+    """Returns the time of one token.
 
-    The two times are added, because a layer's experts are known only when the layers before it are done. Only the
-    experts found in slots are computed while others are read, which saves less than the error of the estimate.
+    The experts of a layer are known when the layers before it are done; then those that are in slots are computed while
+    the others are read. So the longer of the two times counts for routed experts, and other reads are added.
     """
-    read = cost.sizes.dense + cost.sizes.routed + cost.cache + cost.states
-    missed = cost.sizes.routed * (1 - hit_rate)
-    return STEP_SECONDS + read / (DECODE_EFFICIENCY * machine.memory) + (missed / machine.disk if missed else 0)
+    bandwidth = DECODE_EFFICIENCY * machine.memory
+    hits, missed = (share * cost.sizes.routed for share in (hit_rate, 1 - hit_rate))
+    waits = max(hits / bandwidth, missed / machine.disk if missed else 0) + missed / bandwidth
+    return STEP_SECONDS + (cost.sizes.dense + cost.cache + cost.states) / bandwidth + waits
 
 
 def prefill_seconds(cost: TokenCost, machine: MachineSpeed, num_tokens: int, chunk: int, slots: float) -> float:
