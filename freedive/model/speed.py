@@ -17,8 +17,8 @@ PREFILL_EFFICIENCY, TILE_EFFICIENCY = 0.32, 0.15
 """The share of the peak of int8 products at which prompts are read, with vector and with tile (AMX) instructions.
 
 Vectors: of prompts of 512 and 2,048 tokens 46% and 38% on Zen 4 (docs/benchmarks.md), 31% and 26% on a Xeon with
-AVX512-VNNI; attention is in the time and not in the operations. Tiles: a prototype of the experts' kernels reached 1.4 to
-2.6 of 13 TOPS; the whole program has not been calibrated."""
+AVX512-VNNI; attention is in the time and not in the operations. Tiles: a prototype of the experts' kernels reached 1.4
+to 2.6 of 13 TOPS; the whole program has not been calibrated."""
 
 STEP_SECONDS = 2e-4
 """Time of a step that depends on no weight: Python, sampling, barriers. An estimate, not calibrated."""
