@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from freedive.errors import UserError
 from freedive.json_object import Json
 from freedive.server.api_errors import explain
+from freedive.server.conversations.fields import Settings
 from freedive.server.conversations.records import ConversationDraft, MessageDraft
 
 MARK = "freedive"
@@ -35,6 +36,7 @@ def from_json(value: Json) -> ConversationDraft:
     fields = {name: each for name, each in value.items() if name != MARK}
     try:
         draft = _adapter().validate_python(fields)
+        draft.settings = Settings.model_validate(draft.settings).model_dump(exclude_none=True)
     except ValidationError as error:
         errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
         raise UserError(f"The conversation is damaged: {explain(errors, fields)[0]}", "Export it again") from None
