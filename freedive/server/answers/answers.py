@@ -69,7 +69,7 @@ class Answers:
         return await self._launch(request, id, body, partial(store.messages.resume, owner, id, message))
 
     async def stop(self, request: Request, id: str, message: str) -> None:
-        """Ends an answer, also one whose end could not be stored, or of another process. Raises NotFound if none runs."""
+        """Ends an answer, also one of another process, or whose end could not be stored. Raises NotFound."""
         owner = _owner(request)
         if running := self._running.get((owner, id, message)):
             running.stop("stopped")
