@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from freedive.errors import NotFound, UserError
-from freedive.server.conversations import room
+from freedive.server.conversations import room, schema
 from freedive.server.conversations import store as store_module
 from freedive.server.conversations.chats import Chats
 from freedive.server.conversations.records import ConversationDraft, FileDraft, Message, MessageDraft, now
 from freedive.server.conversations.store import ConversationStore
+from freedive.server.storage.database import Database
 
 
 @pytest.fixture
@@ -316,6 +317,7 @@ def test_an_owner_fills_no_more_than_the_limit_and_deleted_conversations_give_wa
         with pytest.raises(UserError, match="more than 1 MiB"):
             store.update("ann", id, settings={"system": "word " * 80_000})
     assert store.create("bob", ConversationDraft(messages=[MessageDraft(role="user", content="word " * 80_000)]))
+    assert store.update("ann", first, title="a title may change", named=True)
     store.delete("ann", first)
     assert store.restore("ann", first)
     store.delete("ann", first)
@@ -363,3 +365,21 @@ def test_a_file_of_a_later_version_is_not_touched(tmp_path: Path, capsys: pytest
     connection.close()
     Chats(path).close()
     assert "later version of freedive" in capsys.readouterr().err
+
+
+def test_the_sizes_of_an_older_file_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "conversations.sqlite"
+    steps = schema.STEPS[:2]
+    Database(path, steps, ("It failed", "Stop")).close()
+    with sqlite3.connect(path) as sql:
+        new = "'c', 'ann', '', 0, '', 0, 0, 0, NULL, '{}', NULL, 2"
+        sql.execute(f"INSERT INTO conversation VALUES (1, {new})")
+        message = "'m', NULL, 'user', 'été', '', '[]', '', 'complete', '', '{}', '{}', 0, ''"
+        sql.execute(f"INSERT INTO message VALUES (1, 1, {message})")
+        sql.execute("INSERT INTO file VALUES (1, 2, 'f', 'a', 'text/plain', 7, NULL, 0, 'one two')")
+    sql.close()
+    store = ConversationStore(path)
+    store.close()
+    with sqlite3.connect(path) as sql:
+        assert sql.execute("SELECT num_bytes FROM conversation").fetchone() == (3 * schema.EACH + 5 + 7,)
+    sql.close()

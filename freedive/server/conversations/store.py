@@ -179,17 +179,24 @@ class ConversationStore:
                 grow(sql, number, len(changes["settings"]) - len(json.dumps(before.settings)))
             for name, value in changes.items():
                 sql.execute(f"UPDATE conversation SET {name} = ? WHERE number = ?", (value, number))
-            self._room.check(sql, owner, [number])
+            if "settings" in changes:
+                self._room.check(sql, owner, [number])
             return owned(sql, owner, id)[1]
 
-    def delete(self, owner: str, id: str, *, forever: bool = False) -> None:
-        """Deletes a conversation; :meth:`restore` brings it back for 30 days, unless it is deleted ``forever``."""
+    def delete(self, owner: str, id: str, *, forever: bool = False, if_empty: bool = False) -> bool:
+        """Deletes a conversation; :meth:`restore` brings it back for 30 days, unless it is deleted ``forever``.
+
+        Returns whether it did; with ``if_empty``, a conversation that has a message stays.
+        """
         with self._database.writing() as sql:
             number, _ = owned(sql, owner, id, deleted=forever)
+            if if_empty and sql.execute("SELECT 1 FROM message WHERE conversation = ?", (number,)).fetchone():
+                return False
             if forever:
                 remove(sql, number)
             else:
                 sql.execute("UPDATE conversation SET deleted = ? WHERE number = ?", (now(), number))
+        return True
 
     def restore(self, owner: str, id: str) -> Conversation:
         """Brings a deleted conversation back; one that is not deleted stays as it is."""
