@@ -158,6 +158,9 @@ class ServerConfig:
         200, "GB on disk for all models together; at the limit, clients cannot download more", low=0
     )
     max_body_mb: float = setting(32, "Largest request body, in MiB", low=0.001, high=1024)
+    conversations_gb: float = setting(
+        2, "GB that the chat page's conversations of each key may take on disk, without their search index", low=0
+    )
     stall_timeout: float = setting(120, "Seconds after which a client that reads nothing is disconnected", low=0.1)
     drain: float = setting(30, "Seconds that running answers may continue after SIGTERM", low=0)
     keep_requests: int = setting(

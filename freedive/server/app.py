@@ -70,7 +70,7 @@ def create_app(
     """
     service = Service(models, keeps_requests=config.keep_requests > 0)
     store, kept = open_store(stored_responses), KeptRequests(config.keep_requests, keys)
-    chats, auth = Chats(conversations), Auth(keys, config)
+    chats, auth = Chats(conversations, int(config.conversations_gb * 1e9)), Auth(keys, config)
     measured, counted = metrics.Metrics(models), stats.Stats()
     watching: tuple[Observer, ...] = (measured, counted, kept, *observers)
     answers = Answers(chats, service, auth, watching)

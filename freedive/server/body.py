@@ -14,13 +14,12 @@ from starlette.types import Receive
 
 from freedive.errors import Unavailable, UserError
 from freedive.server.http_errors import BodyTooLarge, BodyTooSlow, UnsupportedMediaType
+from freedive.server.request_body import MAX_DEPTH
 
 BODY_S = 60.0
 """Seconds that a client may take to send a body."""
 SHARE = 4
 """The limit for the bytes of all bodies together, as a multiple of the limit for one body."""
-MAX_DEPTH = 100
-"""The largest nesting depth of lists and objects in a body."""
 MAX_CONTAINERS = 1 << 17
 """The most lists and objects in a body: Python holds the interpreter's lock while it creates them."""
 MAX_STRINGS = 1 << 18

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Annotated, Any, ClassVar, cast
 
@@ -18,6 +18,8 @@ from freedive.json_object import Json
 _REPORTABLE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
 """Field names that are safe in a response header and in a log."""
 _MAX_REPORTED = 32
+MAX_DEPTH = 100
+"""The largest nesting depth of lists and objects in a body, and in any object that is stored."""
 _ignored: ContextVar[set[str] | None] = ContextVar("ignored", default=None)
 
 
@@ -142,15 +144,21 @@ Label = Annotated[Text, Field(max_length=1 << 16)]
 
 
 def _writable(value: Json) -> Json:
-    try:
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for each in level for child in _children(each)]
+    if level:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     return value
 
 
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 JsonObject = Annotated[Json, AfterValidator(_writable)]
-"""Any JSON object that can be encoded again."""
+"""Any JSON object that can be encoded again, also within other objects."""
 
 
 def type_of(value: Any) -> str | None:

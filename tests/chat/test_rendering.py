@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freedive.server.page.rendering import MARKDOWN, LiveMarkdown
+from freedive.server.page.rendering import MARKDOWN, MAX_RENDERED, LiveMarkdown, to_html
 from freedive.server.page.routes import choose_language
 
 
@@ -119,3 +119,16 @@ def test_code_is_highlighted_in_bounded_time(language: str) -> None:
         assert time.thread_time() - begun < 0.5
         text = re.search(r"<code>(.*)</code>", html, re.DOTALL)[1]
         assert unescape(re.sub(r"<[^>]*>", "", text)) == code + "\n"
+
+
+def test_a_text_of_many_megabytes_is_shown_as_written() -> None:
+    text = "> " * 20 + "*a* <b>\n" * MAX_RENDERED
+    begin = time.thread_time()
+    live = LiveMarkdown()
+    live.push("*begun*")
+    settled, tail = live.push(text)
+    assert time.thread_time() - begin < 5
+    assert settled.startswith("<p><em>begun</em></p>\n<pre>&gt; ")
+    assert tail == ""
+    assert to_html(text).endswith("*a* &lt;b&gt;\n</pre>\n")
+    assert time.thread_time() - begin < 10

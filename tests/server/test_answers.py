@@ -11,7 +11,10 @@ import pytest
 from answers_client import AT, asked, ended, events, read, sent
 from echo_model import EchoModel, serving
 
+from freedive.errors import Unavailable
 from freedive.server import keys
+from freedive.server.answers import answers
+from freedive.server.conversations.messages import Messages
 from freedive.server.keys import Keys
 
 
@@ -219,3 +222,48 @@ def test_the_end_of_the_server_interrupts_answers_and_they_continue(tmp_path: Pa
         assert whole["content"].startswith(shown["text"])
         sent(http, f"/{id}/answers", **{"continue": answer["id"]})
         assert ended(http, id, answer["id"])["status"] == "complete"
+
+
+def test_an_answer_whose_text_cannot_be_stored_is_not_complete(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*place: str, **new: str) -> None:
+        raise RuntimeError("no thread can be started")
+
+    monkeypatch.setattr(Messages, "append", fail)
+    id, answer = asked(http, "count", sampling={"max_tokens": 9})
+    lost = ended(http, id, answer["id"])
+    assert (lost["status"], lost["content"]) == ("failed", "")
+    assert lost["error"]
+
+
+def test_an_answer_whose_end_could_not_be_stored_can_be_stopped(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*place: str, **new: Any) -> None:
+        raise Unavailable("The disk is full", "Make room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Messages, "finish", fail)
+        id, answer = asked(http, "count", sampling={"max_tokens": 9})
+        assert list(events(http, id, answer["id"]))[-1]["message"]["content"]
+    assert read(http, id, answer["id"])["status"] == "running"
+    assert http.post(f"{AT}/{id}/answers/{answer['id']}x/stop").status_code == 404
+    sent(http, f"/{id}/answers/{answer['id']}/stop")
+    kept = read(http, id, answer["id"])
+    assert (kept["status"], len(kept["content"])) == ("stopped", 9)
+
+
+def test_the_running_answers_of_one_key_are_bounded(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MAX_RUNNING", 3)
+    id, first = asked(http, "count")
+    body = {"parent": first["parent"]}
+    more = [sent(http, f"/{id}/answers", **body) for _ in range(2)]
+    assert http.post(f"{AT}/{id}/answers", json=body).status_code == 429
+    assert len(http.get(f"{AT}/{id}").json()["messages"]) == 4
+    for each in (first, *more):
+        sent(http, f"/{id}/answers/{each['id']}/stop")
+        ended(http, id, each["id"])
+    last = sent(http, f"/{id}/answers", **body)
+    sent(http, f"/{id}/answers/{last['id']}/stop")
+    ended(http, id, last["id"])

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from freedive.errors import NotFound, Unavailable, UserError
+from freedive.errors import NotFound, UserError
+from freedive.server.conversations import room, schema
 from freedive.server.conversations import store as store_module
 from freedive.server.conversations.chats import Chats
 from freedive.server.conversations.records import ConversationDraft, FileDraft, Message, MessageDraft, now
 from freedive.server.conversations.store import ConversationStore
+from freedive.server.storage.database import Database
 
 
 @pytest.fixture
@@ -298,9 +300,49 @@ def test_temporary_chats_have_a_bounded_size() -> None:
         for _ in range(40):
             say(store, ids[-1], "word " * 50_000)
 
-    with pytest.raises(Unavailable):
+    with pytest.raises(UserError, match="Temporary"):
         fill()
+    assert store.create("bob", ConversationDraft(title="word " * 50)), "one who fills it keeps nobody out"
     store.close()
+
+
+def test_an_owner_fills_no_more_than_the_limit_and_deleted_conversations_give_way(tmp_path: Path) -> None:
+    store = ConversationStore(tmp_path / "c.sqlite", max_owned=1 << 20)
+    first, second = (begun(store, "word " * 80_000)[0] for _ in range(2))
+    with pytest.raises(UserError, match="more than 1 MiB"):
+        begun(store, "word " * 80_000)
+    for id in (first, second):
+        with pytest.raises(UserError, match="more than 1 MiB"):
+            store.files.add("ann", id, FileDraft(name="a", text="word " * 80_000))
+        with pytest.raises(UserError, match="more than 1 MiB"):
+            store.update("ann", id, settings={"system": "word " * 80_000})
+    assert store.create("bob", ConversationDraft(messages=[MessageDraft(role="user", content="word " * 80_000)]))
+    assert store.update("ann", first, title="a title may change", named=True)
+    store.delete("ann", first)
+    assert store.restore("ann", first)
+    store.delete("ann", first)
+    third, _ = begun(store, "word " * 80_000)
+    with pytest.raises(NotFound):
+        store.restore("ann", first)
+    file = store.files.add("ann", third, FileDraft(name="a", text="word " * 40_000))
+    with pytest.raises(UserError):
+        store.files.add("ann", third, FileDraft(name="a", text="word " * 40_000))
+    store.files.remove("ann", third, file.id)
+    assert store.files.add("ann", third, FileDraft(name="a", text="word " * 40_000))
+    with pytest.raises(UserError, match="more than 1 MiB"):
+        store.create_all("ann", [ConversationDraft()] * 1000)
+    store.close()
+
+
+def test_one_conversation_is_not_larger_than_memory_allows(
+    store: ConversationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MAX_CONVERSATION", 1 << 20)
+    id, _ = begun(store, "word " * 80_000)
+    say(store, id, "word " * 80_000)
+    with pytest.raises(UserError, match="1 MiB"):
+        say(store, id, "word " * 80_000)
+    assert len(store.read("ann", id).messages) == 2
 
 
 def test_a_file_that_cannot_be_used_is_reported_and_replaced_by_memory(
@@ -323,3 +365,21 @@ def test_a_file_of_a_later_version_is_not_touched(tmp_path: Path, capsys: pytest
     connection.close()
     Chats(path).close()
     assert "later version of freedive" in capsys.readouterr().err
+
+
+def test_the_sizes_of_an_older_file_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "conversations.sqlite"
+    steps = schema.STEPS[:2]
+    Database(path, steps, ("It failed", "Stop")).close()
+    with sqlite3.connect(path) as sql:
+        new = "'c', 'ann', '', 0, '', 0, 0, 0, NULL, '{}', NULL, 2"
+        sql.execute(f"INSERT INTO conversation VALUES (1, {new})")
+        message = "'m', NULL, 'user', 'été', '', '[]', '', 'complete', '', '{}', '{}', 0, ''"
+        sql.execute(f"INSERT INTO message VALUES (1, 1, {message})")
+        sql.execute("INSERT INTO file VALUES (1, 2, 'f', 'a', 'text/plain', 7, NULL, 0, 'one two')")
+    sql.close()
+    store = ConversationStore(path)
+    store.close()
+    with sqlite3.connect(path) as sql:
+        assert sql.execute("SELECT num_bytes FROM conversation").fetchone() == (3 * schema.EACH + 5 + 7,)
+    sql.close()

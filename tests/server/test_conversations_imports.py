@@ -288,6 +288,16 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 JSON_OBJECTS = st.dictionaries(
     TEXT, st.integers(-(1 << 60), 1 << 60) | st.booleans() | TEXT | st.lists(TEXT), max_size=3
 )
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": TEXT,
+        "system": TEXT,
+        "sampling": JSON_OBJECTS,
+        "tools": st.lists(TEXT, max_size=3),
+        "response_schema": JSON_OBJECTS,
+    },
+)
 
 
 @st.composite
@@ -307,8 +317,8 @@ def drafts(draw: st.DrawFn) -> ConversationDraft:
             model=TEXT,
             status=st.sampled_from(["complete", "stopped", "interrupted", "failed"]),
             error=TEXT,
-            usage=JSON_OBJECTS,
-            timings=JSON_OBJECTS,
+            usage=st.dictionaries(TEXT, st.integers(0, (1 << 53) - 1), max_size=3),
+            timings=st.dictionaries(TEXT, st.floats(0, allow_infinity=False), max_size=3),
         )
         messages.append(draw(message))
     leaf = draw(st.none() | st.integers(0, len(messages) - 1)) if messages else None
@@ -318,7 +328,7 @@ def drafts(draw: st.DrawFn) -> ConversationDraft:
         named=st.booleans(),
         folder=TEXT,
         pinned=st.booleans(),
-        settings=JSON_OBJECTS,
+        settings=SETTINGS,
         messages=st.just(messages),
         leaf=st.just(leaf),
         files=st.just(files),
@@ -418,3 +428,28 @@ def test_mutated_bytes_are_read_or_refused(name: str) -> None:
         if choose.random() < 0.3:
             del mutated[choose.randrange(len(mutated)) :]
         imported(bytes(mutated))
+
+
+def deep(levels: int) -> str:
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"settings": {"model": 5}',
+        '"settings": {"tools": 7}',
+        '"settings": {"sampling": ["temperature"]}',
+        '"settings": {"secret": "x"}',
+        f'"settings": {{"sampling": {deep(500)}}}',
+        f'"settings": {{"response_schema": {deep(120)}}}',
+        '"messages": [{"role": "user", "content": "", "usage": {"completion_tokens": "many"}}]',
+        '"messages": [{"role": "user", "content": "", "usage": {"completion_tokens": -1}}]',
+        f'"messages": [{{"role": "user", "content": "", "usage": {deep(500)}}}]',
+        '"messages": [{"role": "user", "content": "", "timings": {"decode_s": 1e999}}]',
+    ],
+    ids=lambda fields: fields[:60],
+)
+def test_what_no_answer_could_be_asked_with_is_refused(fields: str) -> None:
+    with pytest.raises(UserError, match=r"Conversation 1: "):
+        read_import(f'[{{"freedive": 1, {fields}}}]'.encode())

@@ -291,3 +291,13 @@ def test_a_key_does_not_open_the_conversations_to_other_pages(tmp_path: Path, mo
 
 def test_the_private_routes_are_not_part_of_the_described_api(http: TestClient) -> None:
     assert not any(path.startswith("/app") for path in http.get("/openapi.json").json()["paths"])
+
+
+def test_what_another_device_said_meanwhile_is_not_removed_as_empty(http: TestClient) -> None:
+    id = create(http)
+    say(http, id, "hello")
+    assert http.delete(f"{AT}/{id}?forever=true&if_empty=true").json() == {"id": id, "deleted": False}
+    assert len(http.get(f"{AT}/{id}").json()["messages"]) == 1
+    id = create(http)
+    assert http.delete(f"{AT}/{id}?forever=true&if_empty=true").json() == {"id": id, "deleted": True}
+    assert http.get(f"{AT}/{id}").status_code == 404

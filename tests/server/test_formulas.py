@@ -6,8 +6,9 @@ import re
 import time
 
 import pytest
+from markdown_it.rules_block import StateBlock
 
-from freedive.server.page.formulas import ATTRIBUTES, ELEMENTS, mathml
+from freedive.server.page.formulas import ATTRIBUTES, ELEMENTS, _block, mathml
 from freedive.server.page.rendering import MARKDOWN, LiveMarkdown
 
 
@@ -117,6 +118,14 @@ def test_hostile_texts_take_time_in_proportion(text: str) -> None:
     before = time.process_time()
     MARKDOWN.render(text)
     assert time.process_time() - before < 5
+
+
+def test_the_lines_of_a_formula_are_not_copied_again_and_again() -> None:
+    state = StateBlock("$$\n" + "a\n" * 200_000, MARKDOWN, {}, [])
+    before = time.process_time()
+    _block(state, 0, state.lineMax, silent=False)
+    assert time.process_time() - before < 1.5
+    assert state.line == 200_001
 
 
 @pytest.mark.parametrize("atom", ["{^\\hat", "&{1", "\\substack{^'", "1\"'", "x'", "\\sqrt{", "\\left("])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
-from freedive.errors import NotFound
+from freedive.errors import NotFound, Overloaded
 from freedive.json_object import Json
 from freedive.server.answers.meter import stored_meter
 from freedive.server.answers.prompt import chat_request
@@ -28,6 +29,8 @@ from freedive.server.stream import event
 
 ROUTE = "/app/conversations/{id}/answers/{message}"
 """The route under which observers are told of an answer."""
+MAX_RUNNING = 64
+"""The most answers of one key that run or wait at the same time."""
 
 
 class Answers:
@@ -40,6 +43,7 @@ class Answers:
         self.rendered = Rendered()
         self._chats, self._service, self._auth, self._observers = chats, service, auth, observers
         self._running: dict[tuple[str, str, str], RunningAnswer] = {}
+        self._num_running: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, request: Request, id: str, parent: str, model: str) -> Message:
@@ -64,9 +68,13 @@ class Answers:
         body = await self._request(owner, id, tree, message if has_begun else answer.parent or "", name)
         return await self._launch(request, id, body, partial(store.messages.resume, owner, id, message))
 
-    def stop(self, request: Request, id: str, message: str) -> None:
-        """Ends an answer. Raises NotFound if it does not run."""
-        self._find(request, id, message).stop("stopped")
+    async def stop(self, request: Request, id: str, message: str) -> None:
+        """Ends an answer, also one of another process, or whose end could not be stored. Raises NotFound."""
+        owner = _owner(request)
+        if running := self._running.get((owner, id, message)):
+            running.stop("stopped")
+        else:
+            await run_in_threadpool(self._chats.holding(id).messages.finish, owner, id, message, "stopped")
 
     def answer_now(self, request: Request, id: str, message: str) -> None:
         """Ends the thoughts of an answer. Raises NotFound if it does not run."""
@@ -112,6 +120,7 @@ class Answers:
         asked: RequestRecord = request.state.record
         with ExitStack() as limits:
             limits.enter_context(self._auth.track(asked.key))
+            limits.enter_context(self._place(asked.key.id))
             message = await run_in_threadpool(store)
             held = limits.pop_all()
         record = RequestRecord(asked.id, "POST", key=asked.key, caller=asked.caller, route=ROUTE, status=200)
@@ -134,6 +143,17 @@ class Answers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return message
+
+    @contextmanager
+    def _place(self, owner: str) -> Iterator[None]:
+        """Counts an answer of ``owner`` while the block runs: each holds its prompt, and no connection bounds them."""
+        if self._num_running[owner] >= MAX_RUNNING:
+            raise Overloaded(f"{MAX_RUNNING} answers run already", "Wait for the end of one, or stop it")
+        self._num_running[owner] += 1
+        try:
+            yield
+        finally:
+            self._num_running[owner] -= 1
 
     async def _generate(self, body: ChatRequest, record: RequestRecord) -> Completions:
         request = Request({"type": "http", "state": {"record": record}}, _never)

@@ -28,7 +28,7 @@ def router(answers: Answers) -> APIRouter:
 
     @routes.post("/{id}/answers/{message}/stop")
     async def stop(id: str, message: str, request: Request) -> Json:
-        answers.stop(request, id, message)
+        await answers.stop(request, id, message)
         return {"id": message}
 
     @routes.post("/{id}/answers/{message}/answer-now")

@@ -68,9 +68,11 @@ class RunningAnswer:
         status, error = await self._outcome(self._receiving)
         self._over.set()
         self._arrived.set()
-        for fault in await asyncio.gather(writing, rendering, return_exceptions=True):
-            if fault:
-                logger.error("answer %s", self.message.id, exc_info=fault)
+        faults = await asyncio.gather(writing, rendering, return_exceptions=True)
+        for fault in filter(None, faults):
+            logger.error("answer %s", self.message.id, exc_info=fault)
+        if faults[0]:
+            self._failure = "The server failed while it stored the answer. Try again"
         await self._store_end("failed" if self._failure else status, self._failure or error)
         self._is_finished = True
         self._tell()

@@ -10,6 +10,8 @@ same text.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from freedive.errors import UserError
 from freedive.json_object import Json
 from freedive.server.api_errors import explain
+from freedive.server.conversations.fields import Settings
 from freedive.server.conversations.records import ConversationDraft, MessageDraft
 
 MARK = "freedive"
@@ -33,11 +36,10 @@ def from_json(value: Json) -> ConversationDraft:
     if value[MARK] != VERSION:
         raise UserError(f"It has another version of the format than {VERSION}", "Update freedive")
     fields = {name: each for name, each in value.items() if name != MARK}
-    try:
+    with _explained(fields):
         draft = _adapter().validate_python(fields)
-    except ValidationError as error:
-        errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
-        raise UserError(f"The conversation is damaged: {explain(errors, fields)[0]}", "Export it again") from None
+    with _explained(draft.settings):
+        Settings.model_validate(draft.settings)
     for index, message in enumerate(draft.messages):
         _check(message.parent is None or 0 <= message.parent < index, f"the parent of message {index}")
         _check(all(0 <= file < len(draft.files) for file in message.files), f"a file of message {index}")
@@ -45,6 +47,16 @@ def from_json(value: Json) -> ConversationDraft:
             message.status = "interrupted"
     _check(draft.leaf is None or 0 <= draft.leaf < len(draft.messages), "the leaf")
     return draft
+
+
+@contextmanager
+def _explained(value: Json) -> Iterator[None]:
+    """Reports what is wrong with the fields of ``value`` as UserError."""
+    try:
+        yield
+    except ValidationError as error:
+        errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False)]
+        raise UserError(f"The conversation is damaged: {explain(errors, value)[0]}", "Export it again") from None
 
 
 @cache

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from freedive.server.conversations.files import insert_file
 from freedive.server.conversations.messages import insert_message
 from freedive.server.conversations.records import ConversationDraft, FileDraft, MessageDraft, Tree
-from freedive.server.conversations.rows import COLUMNS, new_id
+from freedive.server.conversations.rows import COLUMNS, grow, new_id
+from freedive.server.conversations.schema import EACH
 from freedive.server.conversations.search import add_document
 
 
@@ -30,6 +31,7 @@ def insert_draft(sql: sqlite3.Connection, prefix: str, owner: str, draft: Conver
     query = f"INSERT INTO conversation ({COLUMNS}, owner, num_documents) VALUES ({'?, ' * len(row)}?, 0)"
     number = sql.execute(query, (*row, owner)).lastrowid
     assert number is not None
+    grow(sql, number, EACH + len(json.dumps(draft.settings)))
     add_document(sql, number, 0, draft.title)
     files = [insert_file(sql, number, file).id for file in draft.files]
     ids: list[str] = []

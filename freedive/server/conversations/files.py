@@ -8,7 +8,9 @@ from collections.abc import Collection
 
 from freedive.errors import NotFound
 from freedive.server.conversations.records import File, FileDraft
-from freedive.server.conversations.rows import FILE_COLUMNS, file_of, new_id, next_document, owned
+from freedive.server.conversations.room import Room
+from freedive.server.conversations.rows import FILE_COLUMNS, file_of, grow, new_id, next_document, owned
+from freedive.server.conversations.schema import EACH
 from freedive.server.conversations.search import add_document, remove_document
 from freedive.server.storage.database import Database
 
@@ -16,14 +18,16 @@ from freedive.server.storage.database import Database
 class Files:
     """The files of all conversations of a database. Every method raises NotFound for those of another owner."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, room: Room) -> None:
+        self._database, self._room = database, room
 
     def add(self, owner: str, conversation: str, draft: FileDraft) -> File:
-        """Stores a file, whose name can be searched."""
+        """Stores a file, whose name can be searched. Raises UserError if there is no room."""
         with self._database.writing() as sql:
             number, _ = owned(sql, owner, conversation)
-            return insert_file(sql, number, draft)
+            file = insert_file(sql, number, draft)
+            self._room.check(sql, owner, [number])
+            return file
 
     def text(self, owner: str, conversation: str, id: str) -> str:
         """Returns the text of a file."""
@@ -58,6 +62,7 @@ class Files:
             (document,) = sql.execute("SELECT document FROM file WHERE id = ?", (id,)).fetchone()
             remove_document(sql, number, document, file.name)
             sql.execute("DELETE FROM file WHERE id = ?", (id,))
+            grow(sql, number, -EACH - file.num_bytes)
             query = "SELECT id, files FROM message WHERE conversation = ? AND files != '[]'"
             for message, files in sql.execute(query, (number,)).fetchall():
                 left = [name for name in json.loads(files) if name != id]
@@ -74,7 +79,7 @@ def insert_file(sql: sqlite3.Connection, number: int, draft: FileDraft) -> File:
         num_tokens=draft.num_tokens,
         created=draft.created,
     )
-    document = next_document(sql, number)
+    document = next_document(sql, number, file.num_bytes)
     row = (number, document, *(getattr(file, name) for name in FILE_COLUMNS.split(", ")), draft.text)
     sql.execute(
         f"INSERT INTO file (conversation, document, {FILE_COLUMNS}, text) VALUES ({', '.join('?' * len(row))})", row

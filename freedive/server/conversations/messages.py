@@ -11,7 +11,8 @@ from typing import Literal
 from freedive.errors import NotFound, UserError
 from freedive.json_object import Json
 from freedive.server.conversations.records import Conversation, Message, MessageDraft, now, title_of
-from freedive.server.conversations.rows import MESSAGE_COLUMNS, message_in, new_id, next_document, owned
+from freedive.server.conversations.room import Room
+from freedive.server.conversations.rows import MESSAGE_COLUMNS, grow, message_in, new_id, next_document, owned
 from freedive.server.conversations.search import add_document, remove_document
 from freedive.server.storage.database import Database
 
@@ -25,8 +26,8 @@ CUT = frozenset({"length", "repetition"})
 class Messages:
     """The messages of all conversations of a database. Every method raises NotFound for those of another owner."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, room: Room) -> None:
+        self._database, self._room = database, room
 
     def add(
         self, owner: str, conversation: str, draft: MessageDraft, *, parent: str | None, files: Sequence[str] = ()
@@ -35,7 +36,7 @@ class Messages:
 
         An edited message or another answer is one more message with the same parent. With the status ``running``, the
         message is an answer that :meth:`append` extends and :meth:`finish` ends. Raises UserError if roles would not
-        alternate, and NotFound for a parent or file that is not in the conversation.
+        alternate or there is no room, and NotFound for a parent or file that is not in the conversation.
         """
         with self._database.writing() as sql:
             number, before = owned(sql, owner, conversation)
@@ -47,6 +48,7 @@ class Messages:
             sql.execute("UPDATE conversation SET leaf = ?, updated = ? WHERE number = ?", (message.id, now(), number))
             if draft.role == "user" and parent is None and not (before.named or before.title):
                 _entitle(sql, number, before, title_of(draft.content))
+            self._room.check(sql, owner, [number])
         return message
 
     def append(self, owner: str, conversation: str, id: str, *, content: str = "", reasoning: str = "") -> None:
@@ -116,9 +118,9 @@ def insert_message(
         timings=draft.timings,
         created=draft.created,
     )
-    document = next_document(sql, number)
     values = [getattr(message, name) for name in MESSAGE_COLUMNS.split(", ")]
     row = [json.dumps(value) if isinstance(value, dict | list) else value for value in values]
+    document = next_document(sql, number, sum(len(str(value).encode()) for value in row))
     query = f"INSERT INTO message (conversation, document, {MESSAGE_COLUMNS}) VALUES (?, ?{', ?' * len(row)})"
     sql.execute(query, (number, document, *row))
     if message.status != "running":
@@ -140,12 +142,18 @@ def end_message(sql: sqlite3.Connection, id: str, status: End) -> Message:
     """Gives a running message the text that was appended to it and its last status, and makes it searchable."""
     query = "SELECT conversation, document FROM message WHERE id = ?"
     number, document = sql.execute(query, (id,)).fetchone()
-    message = replace(pieces(sql, message_in(sql, number, id)), status=status)
+    before = message_in(sql, number, id)
+    message = replace(pieces(sql, before), status=status)
+    grow(sql, number, _num_bytes(message) - _num_bytes(before))
     row = (message.content, message.reasoning, status, id)
     sql.execute("UPDATE message SET content = ?, reasoning = ?, status = ? WHERE id = ?", row)
     sql.execute("DELETE FROM piece WHERE message = ?", (id,))
     add_document(sql, number, document, message.content)
     return message
+
+
+def _num_bytes(message: Message) -> int:
+    return len(message.content.encode()) + len(message.reasoning.encode())
 
 
 def interrupt_running(sql: sqlite3.Connection) -> None:

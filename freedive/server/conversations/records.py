@@ -29,7 +29,9 @@ MAX_DOCUMENTS = 1 << 20
 Title = Annotated[Text, Field(max_length=MAX_TITLE)]
 LongText = Annotated[Text, Field(max_length=MAX_TEXT)]
 Label = Annotated[Text, Field(max_length=1000)]
-Time = Annotated[int, Field(ge=0, lt=1 << 53)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Time = Count
+Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def now() -> int:
@@ -118,7 +120,7 @@ class FileDraft:
     name: Title
     text: LongText
     media_type: Label = "text/plain"
-    num_tokens: Annotated[int, Field(ge=0, lt=1 << 53)] | None = None
+    num_tokens: Count | None = None
     created: Time = field(default_factory=now)
 
 
@@ -135,8 +137,8 @@ class MessageDraft:
     status: Status = "complete"
     error: Annotated[Text, Field(max_length=10_000)] = ""
     finish: Label = ""
-    usage: JsonObject = field(default_factory=dict)
-    timings: JsonObject = field(default_factory=dict)
+    usage: Annotated[dict[Label, Count], Field(max_length=100)] = field(default_factory=dict)
+    timings: Annotated[dict[Label, Duration], Field(max_length=100)] = field(default_factory=dict)
     created: Time = field(default_factory=now)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -114,9 +115,9 @@ def _add_conversations(routes: APIRouter, chats: Chats, rendered: Rendered) -> N
         return vars(await run_in_threadpool(_change, chats, _owner(request), id, body))
 
     @routes.delete("/{id}")
-    async def delete(id: str, request: Request, forever: bool = False) -> Json:
-        await run_in_threadpool(chats.holding(id).delete, _owner(request), id, forever=forever)
-        return {"id": id, "deleted": True}
+    async def delete(id: str, request: Request, forever: bool = False, if_empty: bool = False) -> Json:
+        delete = partial(chats.holding(id).delete, _owner(request), id, forever=forever, if_empty=if_empty)
+        return {"id": id, "deleted": await run_in_threadpool(delete)}
 
     @routes.get("/{id}/export", response_model=None)
     async def export(id: str, request: Request, format: Format = "json") -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 
 from freedive.errors import NotFound, UserError
 from freedive.server.conversations.records import MAX_DOCUMENTS, Conversation, File, Message
+from freedive.server.conversations.schema import EACH
 
 COLUMNS = "id, title, named, folder, pinned, created, updated, deleted, settings, leaf"
 """The columns of a conversation, in the order of :func:`conversation_of`."""
@@ -87,8 +88,14 @@ def message_in(sql: sqlite3.Connection, number: int, id: str) -> Message:
     return message_of(row)
 
 
-def next_document(sql: sqlite3.Connection, number: int) -> int:
-    """Returns the number of the conversation's next message or file, and counts it."""
+def grow(sql: sqlite3.Connection, number: int, num_bytes: int) -> None:
+    """Counts so many bytes more, or fewer if negative, as those of the conversation."""
+    sql.execute("UPDATE conversation SET num_bytes = num_bytes + ? WHERE number = ?", (num_bytes, number))
+
+
+def next_document(sql: sqlite3.Connection, number: int, num_bytes: int) -> int:
+    """Returns the number of the conversation's next message or file, which has ``num_bytes``, and counts it."""
+    grow(sql, number, EACH + num_bytes)
     sql.execute("UPDATE conversation SET num_documents = num_documents + 1 WHERE number = ?", (number,))
     (document,) = sql.execute("SELECT num_documents FROM conversation WHERE number = ?", (number,)).fetchone()
     if document >= MAX_DOCUMENTS:

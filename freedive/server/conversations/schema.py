@@ -9,6 +9,19 @@ Document 0 is the title; messages and files count from 1. So the index, whose re
 yields the documents of a conversation together, and no other table is read to find out whose they are.
 """
 
+EACH = 1000
+"""What each conversation, message and file is counted as, in bytes, in addition to its texts."""
+
+_NUM_BYTES = f"""
+ALTER TABLE conversation ADD COLUMN num_bytes INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX conversation_size ON conversation (owner, num_bytes);
+UPDATE conversation SET num_bytes = {EACH}
+    + coalesce((SELECT sum({EACH} + length(CAST(content || reasoning AS BLOB))) FROM message
+        WHERE conversation = number), 0)
+    + coalesce((SELECT sum({EACH} + num_bytes) FROM file WHERE conversation = conversation.number), 0);
+"""
+"""The bytes that :func:`grow` counts. No trigger counts them: each would make the full-text index write a segment."""
+
 STEPS = (
     """
 CREATE TABLE conversation (
@@ -70,6 +83,7 @@ CREATE VIRTUAL TABLE word USING fts5 (
 );
 """,
     "ALTER TABLE message ADD COLUMN finish TEXT NOT NULL DEFAULT '';\n",
+    _NUM_BYTES,
 )
 """A piece is what a running message received since its row was written: appending must not rewrite a long answer.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,21 @@ from freedive.server.conversations.drafts import draft_of, insert_draft
 from freedive.server.conversations.files import Files
 from freedive.server.conversations.messages import Messages, interrupt_running, pieces
 from freedive.server.conversations.records import Conversation, ConversationDraft, File, Message, Tree, now
+from freedive.server.conversations.room import MAX_OWNED, Room, remove
 from freedive.server.conversations.rows import (
     COLUMNS,
     FILE_COLUMNS,
     MESSAGE_COLUMNS,
     conversation_of,
     file_of,
+    grow,
     message_in,
     message_of,
     owned,
 )
 from freedive.server.conversations.schema import STEPS
 from freedive.server.conversations.search import Hit, add_document, remove_document
-from freedive.server.storage.database import Database, num_bytes
+from freedive.server.storage.database import Database
 from freedive.server.storage.presence import Presence
 
 KEPT_MS = 30 * 86_400_000
@@ -54,13 +56,21 @@ class ConversationStore:
 
     Every method takes the ``owner``, the id of a key, and raises NotFound for what belongs to another. If no other
     process has the file open, messages that still run are those of a process that ended: they become interrupted, and
-    conversations that were deleted 30 days ago are removed. With ``max_bytes``, a new conversation displaces those that
-    were continued longest ago, and a store of twice that size takes nothing more. Raises UserError if the file cannot
-    be used, and Unavailable if the disk fails later.
+    conversations that were deleted 30 days ago are removed. The conversations of one owner have ``max_owned`` bytes at
+    most. With ``max_bytes``, what is new displaces conversations that were continued longest ago. Raises UserError if
+    the file cannot be used, and Unavailable if the disk fails later.
     """
 
-    def __init__(self, path: Path | None = None, *, prefix: str = "conv", max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        prefix: str = "conv",
+        max_bytes: int | None = None,
+        max_owned: int = MAX_OWNED,
+    ) -> None:
         self._prefix, self._max_bytes = prefix, max_bytes
+        self._room = Room(max_owned, max_bytes)
         self._presence = Presence(path) if path else None
         if self._presence:
             with self._presence as presence:
@@ -70,7 +80,7 @@ class ConversationStore:
 
     def _open(self, path: Path | None, *, recover: bool) -> None:
         self._database = Database(path, STEPS, ("Conversations cannot be read or written", "Check the server's disk"))
-        self.messages, self.files = Messages(self._database), Files(self._database)
+        self.messages, self.files = Messages(self._database, self._room), Files(self._database, self._room)
         if self._max_bytes is not None:
             with self._database.reading() as sql:
                 sql.execute(f"PRAGMA max_page_count = {2 * self._max_bytes // PAGE_BYTES}")  # more raises Unavailable
@@ -93,7 +103,7 @@ class ConversationStore:
         """Stores several conversations, all or none."""
         with self._database.writing() as sql:
             numbers = [insert_draft(sql, self._prefix, owner, draft) for draft in drafts]
-            self._make_room(sql, set(numbers))
+            self._room.check(sql, owner, numbers)
             query = f"SELECT {COLUMNS} FROM conversation WHERE number = ?"
             return [conversation_of(sql.execute(query, (number,)).fetchone()) for number in numbers]
 
@@ -166,18 +176,27 @@ class ConversationStore:
                 add_document(sql, number, 0, changes["title"])
             if "settings" in changes:
                 changes["settings"] = json.dumps(changes["settings"])
+                grow(sql, number, len(changes["settings"]) - len(json.dumps(before.settings)))
             for name, value in changes.items():
                 sql.execute(f"UPDATE conversation SET {name} = ? WHERE number = ?", (value, number))
+            if "settings" in changes:
+                self._room.check(sql, owner, [number])
             return owned(sql, owner, id)[1]
 
-    def delete(self, owner: str, id: str, *, forever: bool = False) -> None:
-        """Deletes a conversation; :meth:`restore` brings it back for 30 days, unless it is deleted ``forever``."""
+    def delete(self, owner: str, id: str, *, forever: bool = False, if_empty: bool = False) -> bool:
+        """Deletes a conversation; :meth:`restore` brings it back for 30 days, unless it is deleted ``forever``.
+
+        Returns whether it did; with ``if_empty``, a conversation that has a message stays.
+        """
         with self._database.writing() as sql:
             number, _ = owned(sql, owner, id, deleted=forever)
+            if if_empty and sql.execute("SELECT 1 FROM message WHERE conversation = ?", (number,)).fetchone():
+                return False
             if forever:
-                _remove(sql, number)
+                remove(sql, number)
             else:
                 sql.execute("UPDATE conversation SET deleted = ? WHERE number = ?", (now(), number))
+        return True
 
     def restore(self, owner: str, id: str) -> Conversation:
         """Brings a deleted conversation back; one that is not deleted stays as it is."""
@@ -191,17 +210,7 @@ class ConversationStore:
         with self._database.writing() as sql:
             gone = sql.execute("SELECT number FROM conversation WHERE deleted < ?", (before,)).fetchall()
             for (number,) in gone:
-                _remove(sql, number)
-
-    def _make_room(self, sql: sqlite3.Connection, spared: set[int]) -> None:
-        while self._max_bytes is not None and num_bytes(sql) > self._max_bytes:
-            rows = sql.execute("SELECT number FROM conversation ORDER BY updated, number").fetchall()
-            oldest = [number for (number,) in rows if number not in spared]
-            if not oldest:
-                raise UserError("Temporary conversations may not be that large", "Use one that is kept")
-            for number in oldest[: 1 + len(oldest) // 4]:
-                _remove(sql, number)
-            sql.execute("INSERT INTO word (word) VALUES ('optimize')")  # else the index keeps what was removed for long
+                remove(sql, number)
 
 
 _TEXTS = "SELECT text FROM file WHERE conversation = ? ORDER BY document"
@@ -215,23 +224,6 @@ def _messages(sql: sqlite3.Connection, number: int) -> list[Message]:
 def _files(sql: sqlite3.Connection, number: int) -> list[File]:
     rows = sql.execute(f"SELECT {FILE_COLUMNS} FROM file WHERE conversation = ? ORDER BY document", (number,))
     return [file_of(row) for row in rows]
-
-
-def _remove(sql: sqlite3.Connection, number: int) -> None:
-    """Removes a conversation with all that belongs to it, also from the index."""
-    for document, text in _documents(sql, number):
-        remove_document(sql, number, document, text)
-    sql.execute("DELETE FROM conversation WHERE number = ?", (number,))
-
-
-def _documents(sql: sqlite3.Connection, number: int) -> Iterator[tuple[int, str]]:
-    """Yields the number and text of each document of a conversation that is in the index."""
-    query = """
-        SELECT 0, title FROM conversation WHERE number = ?1
-        UNION ALL SELECT document, content FROM message WHERE conversation = ?1 AND status != 'running'
-        UNION ALL SELECT document, name FROM file WHERE conversation = ?1
-    """
-    yield from sql.execute(query, (number,)).fetchall()
 
 
 def _position(cursor: str) -> tuple[int, ...]:

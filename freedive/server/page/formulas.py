@@ -70,19 +70,21 @@ def _block(state: StateBlock, first: int, last: int, silent: bool) -> bool:
     """
     if state.is_code_block(first):
         return False
-    opening = state.src[state.bMarks[first] + state.tShift[first] :][:2]
+    start = state.bMarks[first] + state.tShift[first]
+    opening = state.src[start : start + 2]
     if opening not in DISPLAYED:
         return False
     if silent:
         return True
-    text, line = "", first
+    lines: list[str] = []
+    line = first
     while line < last and not state.isEmpty(line) and state.sCount[line] >= state.blkIndent:
-        text += state.getLines(line, line + 1, state.blkIndent, True)
+        lines.append(state.getLines(line, line + 1, state.blkIndent, True).rstrip())
         line += 1
-        if len(text.strip()) > 3 and text.rstrip().endswith(CLOSING[opening]):
+        if (len(lines) > 1 or len(lines[0].strip()) > 3) and lines[-1].endswith(CLOSING[opening]):
             break
     state.line = line
-    content = text.strip()
+    content = "\n".join(lines).strip()
     inside = content[2:-2]
     if len(content) > 4 and content.endswith(CLOSING[opening]) and CLOSING[opening] not in inside:
         _push(state, "formula_block", content, inside, (first, line))

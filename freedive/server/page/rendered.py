@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from fastapi.concurrency import run_in_threadpool
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 
 from freedive.server.conversations.records import Message
-from freedive.server.page.rendering import MARKDOWN
+from freedive.server.page.rendering import to_html
 
 MAX_CHARS = 16 << 20
 """Characters of HTML that are kept."""
@@ -19,6 +20,7 @@ class Rendered:
     def __init__(self, max_chars: int = MAX_CHARS) -> None:
         self._max_chars = max_chars
         self._num_chars = 0
+        self._threads = CapacityLimiter(2)  # a long text takes seconds, for which nothing else should wait
         self._html: OrderedDict[tuple[str, int], str] = OrderedDict()
 
     async def html(self, message: Message) -> str:
@@ -29,7 +31,7 @@ class Rendered:
         if (known := self._html.get(key)) is not None:
             self._html.move_to_end(key)
             return known
-        html: str = await run_in_threadpool(MARKDOWN.render, message.content.replace("\r", ""))
+        html = await run_sync(to_html, message.content, limiter=self._threads)
         if message.status != "running":
             self._keep(key, html)
         return html

@@ -27,6 +27,8 @@ HIGHLIGHT_S = 0.05
 """CPU seconds for highlighting one code block: some lexers take quadratic time for some texts."""
 MAX_HIGHLIGHTED = 10_000
 """The most characters of a code block that are highlighted."""
+MAX_RENDERED = 1 << 20
+"""The most characters of a text that are rendered, which may take half a minute; what is longer is shown as written."""
 LANGUAGES = frozenset(
     re.findall(
         r"\S+",
@@ -100,15 +102,31 @@ def _cell(self: RendererHTML, tokens: Sequence[Token], index: int, options: Opti
 MARKDOWN = _markdown()
 
 
+def to_html(text: str) -> str:
+    """Returns a whole text as HTML, one of more than :data:`MAX_RENDERED` characters as it was written."""
+    plain = text.replace("\r", "")
+    return MARKDOWN.render(plain) if len(plain) <= MAX_RENDERED else _as_written(plain)
+
+
+def _as_written(text: str) -> str:
+    return f"<pre>{escapeHtml(text)}</pre>\n"
+
+
 class LiveMarkdown:
     """Renders a growing text; complete blocks are rendered once, and only the last block is rendered again."""
 
     def __init__(self) -> None:
         self._tail = ""
+        self._num_chars = 0
 
     def push(self, text: str) -> tuple[str, str]:
         """Adds ``text`` and returns (HTML of the blocks that it completed, HTML of the incomplete last block)."""
-        self._tail += text.replace("\r", "")
+        text = text.replace("\r", "")
+        self._num_chars += len(text)
+        if self._num_chars > MAX_RENDERED:
+            before, self._tail = self._tail, ""
+            return MARKDOWN.render(before) + _as_written(text), ""
+        self._tail += text
         settled = ""
         if "\n" in text:
             settled, self._tail = _split(self._tail)

@@ -44,13 +44,13 @@ export class Chat {
     else scroller.scrollTop = scroller.scrollHeight;
   }
 
-  // A conversation in which nothing was said is not kept.
+  // A conversation in which nothing was said, on no device, is not kept.
   #leave() {
     this.#control.abort();
     this.#control = new AbortController();
     this.#views.clear();
     const { id, tree, path } = this.conversation;
-    if (id && !tree.size) fetch(`${path}?forever=true`, { method: "DELETE", keepalive: true });
+    if (id && !tree.size) fetch(`${path}?forever=true&if_empty=true`, { method: "DELETE", keepalive: true });
   }
 
   // What another device did meanwhile.
