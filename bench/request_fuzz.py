@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from copy import deepcopy
 from typing import Any
 
 from walk import PLACE, bodies, connect, send, server
@@ -69,11 +70,11 @@ def mutated(body: Json, source: random.Random) -> Json:
             case 0:
                 del container[key]
             case 1:
-                container[key] = source.choice(ODD)
+                container[key] = deepcopy(source.choice(ODD))
             case 2 if isinstance(container, list):
-                container.append(json.loads(json.dumps(container[key])))
+                container.append(deepcopy(container[key]))
             case _:
-                container[key] = json.loads(json.dumps(other[other_key]))
+                container[key] = deepcopy(other[other_key])
     return body
 
 
