@@ -18,9 +18,10 @@ from freedive.hub.disks import disk_speed_of_cache
 from freedive.hub.sources import Address, parse
 from freedive.model.batch import PAGE_TOKENS
 from freedive.model.params import ExpertParams, Param
-from freedive.model.size import WeightSizes, footprint, state_bytes, weight_sizes
+from freedive.model.size import WeightSizes, footprint, mixer_costs, state_bytes, weight_sizes
 from freedive.model.spec import ModelSpec
 from freedive.model.speed import (
+    ATTENTION_EFFICIENCY,
     PREFILL_EFFICIENCY,
     TILE_EFFICIENCY,
     MachineSpeed,
@@ -105,8 +106,9 @@ def measure_machine(threads: int, record_bytes: int) -> MachineSpeed:
         (peak * (TILE_EFFICIENCY if name.startswith("tdp") else PREFILL_EFFICIENCY) for _, name, peak in peaks),
         default=1e9,
     )
+    attention = ATTENTION_EFFICIENCY * max((peak for kind, _, peak in peaks if kind == "fp32"), default=1e9)
     disk = disk_speed_of_cache(record_bytes)
-    return MachineSpeed(1e9 * tracing.bandwidth(threads), disk.bytes_per_second, products)
+    return MachineSpeed(1e9 * tracing.bandwidth(threads), disk.bytes_per_second, products, attention)
 
 
 @dataclass(frozen=True)
@@ -157,4 +159,5 @@ def token_cost(model: Described, config: EngineConfig) -> TokenCost:
     tables = ("embed", "inputs.embed", "head")
     operations = 2.0 * footprint(spec, lambda name, param: 0 if name in tables else param.size).read
     read = page_bytes(spec, config.cache_format) / PAGE_TOKENS * DECODED_AFTER
-    return TokenCost(weight_sizes(spec, model.stored), operations, read, 2 * state_bytes(spec))
+    states = 2 * state_bytes(spec)
+    return TokenCost(weight_sizes(spec, model.stored), operations, read, states, mixer_costs(spec))

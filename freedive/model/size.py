@@ -142,6 +142,46 @@ def _span(mixer: Mixer) -> int:
     return mixer.window or mixer.chunk if isinstance(mixer, Attention) else 0
 
 
+@dataclass(frozen=True)
+class MixerCost:
+    """The operations of a mixer without those of its weights: ``pair`` for each query and key that it attends to; with
+    ``window``, a query has the last ``window`` keys, with ``chunk``, those of its own block, with 0, all earlier ones.
+    A recurrence has one pair a token."""
+
+    pair: float
+    window: int = 0
+    chunk: int = 0
+
+    def operations(self, num_tokens: int) -> float:
+        """Returns the operations of a prompt's first ``num_tokens`` tokens."""
+        if self.chunk:
+            blocks, rest = divmod(num_tokens, self.chunk)
+            return self.pair * (blocks * _triangle(self.chunk) + _triangle(rest))
+        inside = min(num_tokens, self.window) if self.window else num_tokens
+        return self.pair * (_triangle(inside) + (num_tokens - inside) * self.window)
+
+
+def mixer_costs(spec: ModelSpec) -> tuple[MixerCost, ...]:
+    """Returns the costs of the mixers, one for each layer."""
+    return tuple(_mixer_cost(layer.mixer) for layer in spec.blocks)
+
+
+def _mixer_cost(mixer: Mixer) -> MixerCost:
+    match mixer:
+        case Attention():
+            return MixerCost(2.0 * mixer.num_heads * (mixer.head_dim + mixer.v_head_dim), mixer.window, mixer.chunk)
+        case LatentAttention():  # queries meet the latent rows, which are keys and values of all heads
+            return MixerCost(2.0 * mixer.num_heads * (2 * mixer.kv_rank + mixer.rope_dim))
+        case DeltaRule():  # decay, product with the key, update, product with the query
+            return MixerCost(7.0 * mixer.num_value_heads * mixer.key_dim * mixer.value_dim, window=1)
+        case ShortConv():
+            return MixerCost(2.0 * mixer.dim * mixer.kernel, window=1)
+
+
+def _triangle(count: int) -> float:
+    return count * (count + 1) / 2
+
+
 def layers_in_words(spec: ModelSpec) -> list[str]:
     """Describes each kind of layer with its count, in order of first appearance: ``58 x latent attention, ...``."""
     kinds = Counter(f"{_mixer(layer.mixer)}; {_feeder(layer.ffn)}{_norms(layer)}" for layer in spec.layers)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from freedive.model.size import WeightSizes
+from freedive.model.size import MixerCost, WeightSizes
 
 DECODE_EFFICIENCY = 0.9
 """The share of the measured memory bandwidth at which decoding reads weights.
@@ -17,8 +18,11 @@ PREFILL_EFFICIENCY, TILE_EFFICIENCY = 0.32, 0.15
 """The share of the peak of int8 products at which prompts are read, with vector and with tile (AMX) instructions.
 
 Vectors: of prompts of 512 and 2,048 tokens 46% and 38% on Zen 4 (docs/benchmarks.md), 31% and 26% on a Xeon with
-AVX512-VNNI; attention is in the time and not in the operations. Tiles: a prototype of the experts' kernels reached 1.4
+AVX512-VNNI, attention included. Tiles: a prototype of the experts' kernels reached 1.4
 to 2.6 of 13 TOPS; the whole program has not been calibrated."""
+
+ATTENTION_EFFICIENCY = 0.5
+"""The share of the peak of fp32 products at which attention and recurrences read prompts."""
 
 STEP_SECONDS = 2e-4
 """Time of a step that depends on no weight: Python, sampling, barriers. An estimate, not calibrated."""
@@ -33,12 +37,13 @@ least recently used and Qwen3-30B-A3B in BigMoeOnEdge: 53% at 1/8 (66%) and 76% 
 
 @dataclass(frozen=True)
 class MachineSpeed:
-    """Bytes per second that all threads read from memory and that the disk gives; int8 operations per second that
-    kernels reach on prompts (the peak times its efficiency)."""
+    """Bytes per second that all threads read from memory and that the disk gives; operations per second that kernels
+    reach on prompts (the peak times its efficiency): int8 ``products`` with weights, and fp32 ones of ``attention``."""
 
     memory: float
     disk: float
     products: float
+    attention: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,14 @@ class TokenCost:
     """The cost of a model's tokens.
 
     ``cache`` and ``states``: bytes that decoding a token reads (and writes) beside weights. ``operations``: of one
-    prompt token in products with weights.
+    prompt token in products with weights. ``mixers``: what attention and recurrences of each layer add to these.
     """
 
     sizes: WeightSizes
     operations: float
     cache: float = 0.0
     states: float = 0.0
+    mixers: tuple[MixerCost, ...] = ()
 
 
 def hit_rates(sizes: WeightSizes, slots: float) -> tuple[float, float]:
@@ -94,9 +100,15 @@ def prefill_seconds(cost: TokenCost, machine: MachineSpeed, num_tokens: int, chu
         experts = unique_bytes(cost.sizes, count)
         memory = (cost.sizes.dense + experts) / (DECODE_EFFICIENCY * machine.memory)
         computed = count * cost.operations / machine.products
+        computed += _mixed(cost, begin, begin + count) / machine.attention
         missed = experts * (1 - resident)
         seconds += STEP_SECONDS + max(memory + computed, missed / machine.disk if missed else 0)
     return seconds
+
+
+def _mixed(cost: TokenCost, begin: int, end: int) -> float:
+    """Returns the operations of attention and recurrences of the tokens from ``begin`` to ``end`` of a prompt."""
+    return sum(mixer.operations(end) - mixer.operations(begin) for mixer in cost.mixers)
 
 
 def unique_bytes(sizes: WeightSizes, num_tokens: int) -> float:
