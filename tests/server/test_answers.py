@@ -18,7 +18,6 @@ from freedive.server.answers import answers
 from freedive.server.conversations.messages import Messages
 from freedive.server.keys import Keys
 
-
 NUMBERS = [f"{number}\n\n" for number in range(300)]
 
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import httpx
 import pytest
 from echo_model import EchoModel, served, serving
 from fastapi.testclient import TestClient
+from pace import seconds_on_an_idle_core
 
 from freedive.config import ServerConfig
 from freedive.errors import UserError
@@ -82,16 +82,18 @@ def test_a_body_that_is_not_utf8_is_refused_as_such(live_server: str, body: byte
 @pytest.mark.parametrize("part", [b"[],", b'{"":[]},', b'[],"","",', b"[" * 60 + b"]" * 60 + b",", b'"\\n\\n\\n\\n",'])
 def test_the_worst_bodies_are_refused_before_they_are_parsed(part: bytes) -> None:
     body = b"[" + part * ((16 << 20) // len(part)) + b"1]"
-    begun = time.process_time()
-    with pytest.raises(UserError, match=r"has more than \d+ (strings|values|lists and objects|backslashes)"):
-        check_json(body)
-    assert time.process_time() - begun < 1
+
+    def refuse() -> None:
+        with pytest.raises(UserError, match=r"has more than \d+ (strings|values|lists and objects|backslashes)"):
+            check_json(body)
+
+    assert seconds_on_an_idle_core(refuse) < 1
 
 
 @contextmanager
 def connected(url: str) -> Iterator[socket.socket]:
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as raw:
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as raw:
         yield raw
 
 
