@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 
 from freedive.config import ServerConfig
 from freedive.engine.generation import EngineError, Timings, TokenLogprobs, TokenOutput
@@ -256,7 +257,7 @@ def serving(*models: Any, config: ServerConfig = DEFAULTS, **options: Any) -> It
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         running.should_exit = True
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 

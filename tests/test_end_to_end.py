@@ -125,7 +125,7 @@ def test_a_closed_pipe_ends_run_quietly() -> None:
         assert process.stdout.read(1)
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
-        assert process.wait(20) != 0
+        assert process.wait(60) != 0
 
 
 # --- HTTP ---------------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_engine_that_makes_no_progress_says_so_and_closes_all_the_same(
     engine.close()
     assert [record.getMessage() for record in caplog.records] == ["the engine has made no progress for 1 s"]
     runner.gate.set()
-    engine._thread.join(10)
+    engine._thread.join(60)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

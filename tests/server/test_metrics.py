@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import StatusCode
-from patience import wait_until
+from patience import PATIENCE_S, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 from freedive.errors import UserError
@@ -123,7 +123,7 @@ def test_answers_are_counted_by_finish_reason(observed: ObservedServer) -> None:
     with httpx.stream("POST", f"{observed.url}/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         next(lines)
-    assert observed.model.engine.generations[-1].cancelled.wait(5)
+    assert observed.model.engine.generations[-1].cancelled.wait(PATIENCE_S)
     observed.lines(4)
     ends = {key[2]: value for key, value in observed.metrics().items() if key[0] == "freedive_answers_total"}
     assert ends == {"stop": 1, "length": 1, "failed": 1, "left": 1}

@@ -104,7 +104,7 @@ def test_a_pull_reports_its_progress_and_the_model_is_served(monkeypatch: pytest
             raise NotFound(f"There is no model named {name}")
         progress.total = 10
         progress.advance(4)
-        assert told.wait(5)
+        assert told.wait(PATIENCE_S)
         return model_entry(EchoModel(name=name))
 
     with serving(EchoModel(), fetch=fetch) as url, ollama.Client(host=url) as client:
