@@ -255,7 +255,8 @@ def test_ctrl_c_ends_the_server_in_the_middle_of_an_answer() -> None:
     running = Server("--cache-tokens", "4096")
     body = {"model": "smollm2", "messages": ENDLESS, "stream": True, "max_tokens": 3000, "ignore_eos": True}
     with httpx.stream("POST", f"{running.url}/v1/chat/completions", json=body, timeout=20) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # it would close the answer if it were dropped
+        next(lines)
         started = time.monotonic()
         assert running.stop() == ""
         assert time.monotonic() - started < 8

@@ -379,7 +379,7 @@ def test_a_file_that_cannot_be_touched_is_as_good(tmp_path: Path, monkeypatch: p
 
 WRITER = """
 import sys
-sys.path[:0] = ["tests/engine"]
+sys.path[:0] = ["tests/engine", "tests"]
 from test_page_store import *
 folder, seed, rounds, begin, end = Path(sys.argv[1]), *map(int, sys.argv[2:])
 source, pages = random.Random(seed), np.zeros((64, PAGE_BYTES), np.uint8)

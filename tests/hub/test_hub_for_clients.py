@@ -115,7 +115,8 @@ def pulled(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def disconnect_midway(url: str, name: str, hub: StandIn) -> None:
     before = len(hub.downloads)
     with httpx.stream("POST", f"{url}/api/pull", json={"model": name}, timeout=PATIENCE_S) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # it would close the answer if it were dropped
+        next(lines)
         wait_until(lambda: len(hub.downloads) > before and came())
 
 

@@ -135,7 +135,7 @@ def test_a_worker_that_cannot_be_started_is_reported(pool: GrammarPool, monkeypa
 def test_a_worker_ends_with_its_server() -> None:
     program = f"""
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]}
 from test_grammar_pool import *
 pool = GrammarPool(1)
 fault(pool, EASY)
