@@ -150,7 +150,8 @@ def test_a_pull_ends_with_its_client_and_does_not_block_the_server(
             with pytest.raises(httpx.ReadTimeout):
                 client.pull("new")
         assert ended.wait(PATIENCE_S)
-        assert [model.model for model in ollama.Client(host=url).list().models] == ["echo"]
+        with ollama.Client(host=url) as other:
+            assert [model.model for model in other.list().models] == ["echo"]
 
 
 def test_requests_that_change_local_files_are_refused_with_a_remedy(ollama_client: ollama.Client) -> None:
