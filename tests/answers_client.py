@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+from patience import wait_until
 
 AT = "/app/conversations"
 
@@ -37,9 +37,14 @@ def read(http: httpx.Client, id: str, message: str) -> dict[str, Any]:
     return next(each for each in whole["messages"] if each["id"] == message)
 
 
+def arrived(reading: Iterator[dict[str, Any]], kind: str = "text") -> str:
+    """Reads until there is some text, or some thoughts, and returns the first of it."""
+    for each in reading:
+        if begun := each.get(kind) or each.get("snapshot", {}).get(kind):
+            return str(begun)
+    raise AssertionError(f"there is no {kind}")
+
+
 def ended(http: httpx.Client, id: str, message: str) -> dict[str, Any]:
-    for _ in range(200):
-        if (found := read(http, id, message))["status"] != "running":
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it runs for ever")
+    wait_until(lambda: read(http, id, message)["status"] != "running")
+    return read(http, id, message)

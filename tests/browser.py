@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
@@ -115,10 +116,10 @@ class Page:
         self.wait_for_end()
         return self.texts(".answer")[-1]
 
-    def wait(self, selector: str, seconds: float = 20) -> WebElement:
+    def wait(self, selector: str, seconds: float = PATIENCE_S) -> WebElement:
         return WebDriverWait(self.browser, seconds, 0.02).until(lambda _: self.find(selector))
 
-    def until(self, holds: Callable[[], Any], seconds: float = 10) -> None:
+    def until(self, holds: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
         """Waits until ``holds`` returns something true; elements may be replaced meanwhile."""
         WebDriverWait(self.browser, seconds, 0.02, (StaleElementReferenceException, IndexError)).until(
             lambda _: holds()

@@ -9,12 +9,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
+from patience import PATIENCE_S
 
 from freedive.hub.sources import resolve
 
 # A test runner in the background ignores Ctrl-C, and the processes that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# A slow machine may take longer than the five seconds that httpx waits by itself.
+DEFAULT_TIMEOUT_CONFIG.read = PATIENCE_S
 
 LEFT_OUT = {
     "matrix": [

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 
 from freedive.config import ServerConfig
 from freedive.engine.generation import EngineError, Timings, TokenLogprobs, TokenOutput
@@ -39,6 +40,10 @@ SPEAKING = Dialect(
 )
 
 
+HELD = "\N{HOURGLASS}"
+"""A place in a script where the answer waits until the test sets ``EchoModel.released``. It is no token."""
+
+
 class CharTokenizer:
     """One token per character; its id is the code point, which is below the surrogates."""
 
@@ -62,7 +67,7 @@ class CharTokenizer:
 class EchoGeneration:
     """Generates ``answer``; ``sampling`` and ``cancelled`` are for the test to check."""
 
-    def __init__(self, answer: str, num_prompt_tokens: int, sampling: Sampling, delay_s: float, room: int) -> None:
+    def __init__(self, answer: str, num_prompt_tokens: int, sampling: Sampling, model: EchoModel, room: int) -> None:
         self.answer = answer
         self.num_prompt_tokens = num_prompt_tokens
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
@@ -70,7 +75,7 @@ class EchoGeneration:
         self.num_cached_tokens = self.num_prefilled_tokens = 0
         self.seed = sampling.seed or 0
         self.sampling = sampling
-        self.delay_s = delay_s
+        self.delay_s, self.released = model.delay_s, model.released
         self.timings = Timings(now := time.perf_counter(), started_at=now)
         self.cancelled = threading.Event()
         self.submitted: dict[str, Any] = {}
@@ -88,6 +93,10 @@ class EchoGeneration:
         end, stop_string = min(stops, default=(None, None))
         answer = self.answer[:end]
         for char in answer[: self.limit]:
+            if char == HELD:
+                while not (self.released.is_set() or self.cancelled.is_set()):
+                    await asyncio.sleep(0.001)
+                continue
             await asyncio.sleep(self.delay_s)
             if char == "\N{COLLISION SYMBOL}":
                 raise EngineError("the echo exploded")
@@ -150,7 +159,7 @@ class EchoEngine:
         answer = next((answer for cue, answer in self.model.script.items() if cue in text), text)
         kind = EchoEmbedding if job.pooling else EchoGeneration
         room = self.model.max_context - len(prompt)
-        generation = kind(answer, len(prompt), job.sampling, self.model.delay_s, room)
+        generation = kind(answer, len(prompt), job.sampling, self.model, room)
         generation.reader = job.prompt.parser()
         generation.submitted = {
             "tenant": job.scope.tenant,
@@ -186,6 +195,7 @@ class EchoModel:
     fingerprint: dict[str, str] = field(default_factory=lambda: {"code": "echo"})
     lossy: dict[str, float] = field(default_factory=dict)
     closed: bool = False
+    released: threading.Event = field(default_factory=threading.Event)
 
     def resident_bytes(self) -> int:
         return self.num_bytes // 2
@@ -247,7 +257,7 @@ def serving(*models: Any, config: ServerConfig = DEFAULTS, **options: Any) -> It
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         running.should_exit = True
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 

@@ -125,7 +125,7 @@ def test_a_closed_pipe_ends_run_quietly() -> None:
         assert process.stdout.read(1)
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
-        assert process.wait(20) != 0
+        assert process.wait(60) != 0
 
 
 # --- HTTP ---------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def busy(server: str) -> dict[str, Any]:
 
 
 def wait_until_idle(server: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (state := busy(server))["running"] or state["free_pages"] != state["num_pages"]:
         assert time.monotonic() < deadline, state
         time.sleep(0.02)
@@ -255,7 +255,8 @@ def test_ctrl_c_ends_the_server_in_the_middle_of_an_answer() -> None:
     running = Server("--cache-tokens", "4096")
     body = {"model": "smollm2", "messages": ENDLESS, "stream": True, "max_tokens": 3000, "ignore_eos": True}
     with httpx.stream("POST", f"{running.url}/v1/chat/completions", json=body, timeout=20) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # it would close the answer if it were dropped
+        next(lines)
         started = time.monotonic()
         assert running.stop() == ""
         assert time.monotonic() - started < 8

@@ -17,6 +17,7 @@ def page(browser: webdriver.Chrome, live_server: str, fake_model: EchoModel) -> 
     """A new chat; at the end, no error may stand in the console but the refusals that a test caused."""
     fake_model.delay_s = 0.0
     fake_model.script.clear()
+    fake_model.released.clear()
     fake_model.engine.generations.clear()
     browser.get(f"{live_server}/health")
     browser.delete_all_cookies()

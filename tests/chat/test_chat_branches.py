@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from browser import Page
 from echo_model import EchoModel
+from patience import PATIENCE_S
 from selenium.webdriver.common.keys import Keys
 
 
 def branches(page: Page) -> list[str]:
     return page.texts(".branches span")
+
+
+def is_at(page: Page, place: str) -> bool:
+    return branches(page) == [place]
 
 
 def edit(page: Page, selector: str, text: str) -> None:
@@ -62,11 +69,10 @@ def test_an_edited_answer_is_what_the_model_sees(page: Page) -> None:
 
 def test_arrows_keep_the_focus_and_stop_at_the_ends(page: Page, fake_model: EchoModel) -> None:
     page.ask_and_wait("hi")
-    for _ in range(2):
+    for place in ("2/2", "3/3"):
         page.click(".again")
-        page.until(lambda: page.count(".of-answer[aria-busy]") == 0)
+        page.until(partial(is_at, page, place))
         page.wait_for_end()
-    page.until(lambda: branches(page) == ["3/3"])
     assert not page.find(".branches .right").is_enabled()
     page.find(".branches .left").click()
     page.until(lambda: branches(page) == ["2/3"])
@@ -102,7 +108,7 @@ def test_a_stopped_answer_is_continued_where_it_ended(page: Page, fake_model: Ec
     else:
         page.find("#message").send_keys(Keys.ESCAPE)
     page.until(lambda: page.texts(".notice") == ["Stopped"])
-    assert fake_model.engine.generations[0].cancelled.wait(5)
+    assert fake_model.engine.generations[0].cancelled.wait(PATIENCE_S)
     stopped = page.texts(".answer")[0]
     fake_model.delay_s = 0.0
     fake_model.script["count"] = "and the end."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 import pytest
-from browser import LAST_ANSWER, Page
-from echo_model import EchoModel, serving
+from browser import Page
+from echo_model import HELD, EchoModel, serving
+from patience import PATIENCE_S
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys as Keyboard
 
@@ -30,21 +32,20 @@ ATTACK = "<script>document.title='owned'</script> <img src=x onerror=\"document.
 
 
 def test_an_answer_is_streamed(page: Page, fake_model: EchoModel) -> None:
-    fake_model.delay_s = 0.02
-    fake_model.script["ocean"] = "The ocean is deep and blue, and this answer takes its time."
+    fake_model.script["ocean"] = f"The ocean is deep{HELD} and blue, and this answer takes its time."
+    begun = time.monotonic()
     page.ask("Tell me of the ocean")
-    page.wait(".answer .tail p")
-    lengths: list[int] = []
-    while page.count("[aria-busy]"):
-        lengths.append(len(page.find(".answer").text))
-    assert len(set(lengths)) >= 4
-    assert lengths == sorted(lengths)
+    page.until(lambda: page.texts(".answer") == ["The ocean is deep"])
+    seconds = time.monotonic() - begun
+    assert page.count(".answer .tail p") == page.count("[aria-busy]") == 1
+    fake_model.released.set()
+    page.wait_for_end()
     assert page.texts(".question") == ["Tell me of the ocean"]
-    assert page.texts(".answer") == [fake_model.script["ocean"]]
-    assert "tokens/s" in page.find(".meter").text
-    assert "first token after 0.0" in page.find(".meter").text
-    assert "of 4,096 tokens of context" in page.find(".meter").text
+    assert page.texts(".answer") == ["The ocean is deep and blue, and this answer takes its time."]
     meter = page.find(".meter").text
+    assert "tokens/s" in meter
+    assert float(re.search(r"first token after ([\d.]+) s", meter)[1]) < seconds
+    assert "of 4,096 tokens of context" in meter
     page.reload()
     assert page.find(".meter").text == meter, "the figures are kept with the answer"
 
@@ -63,10 +64,9 @@ def test_thoughts_are_folded_above_the_answer(page: Page, fake_model: EchoModel)
 
 
 def test_while_it_thinks_a_timer_runs_and_the_answer_can_be_asked_for(page: Page, fake_model: EchoModel) -> None:
-    fake_model.delay_s = 0.02
-    fake_model.script["puzzle"] = "<think>\n" + "hm, " * 200 + "\n</think>\n\nDone."
+    fake_model.script["puzzle"] = f"<think>\nhm, {HELD}so\n</think>\n\nDone."
     page.ask("puzzle")
-    page.until(lambda: page.texts(".thoughts summary") == ["Thinking for 1 s"])
+    page.until(lambda: re.fullmatch(r"Thinking for \d+ s", page.texts(".thoughts summary")[0]))
     page.find(".hurry").click()
     page.until(lambda: fake_model.engine.generations[-1].is_hurried)
     assert not page.find(".hurry").is_enabled()
@@ -85,7 +85,7 @@ def test_stop_ends_the_second_answer_on_the_server_too(page: Page, fake_model: E
         page.find("#stop").click()
     else:
         page.find("#message").send_keys(Keyboard.ESCAPE)
-    assert fake_model.engine.generations[1].cancelled.wait(5)
+    assert fake_model.engine.generations[1].cancelled.wait(PATIENCE_S)
     page.until(lambda: page.texts(".notice") == ["Stopped"])
     assert page.find("#send").is_displayed()
     stopped = page.texts(".answer")[1]
@@ -125,7 +125,7 @@ def test_html_from_the_model_and_the_reader_is_text(page: Page, fake_model: Echo
     assert "<script>" in page.find(".question").text
     assert "<img src=x onerror=" in page.find(".answer").text
     assert page.count("#thread :is(script, img, b)") == 0
-    assert page.browser.title.startswith("attack <script>")
+    page.until(lambda: page.browser.title.startswith("attack <script>"))
 
 
 def test_shift_enter_breaks_the_line_and_enter_sends(page: Page) -> None:
@@ -152,14 +152,14 @@ def test_a_fault_in_the_middle_keeps_what_had_arrived(page: Page, fake_model: Ec
 
 
 def test_a_reader_who_scrolled_up_is_left_alone(page: Page, fake_model: EchoModel) -> None:
-    fake_model.delay_s = 0.002
-    fake_model.script["long"] = "line\n\n" * 150
+    fake_model.script["long"] = "line\n\n" * 75 + HELD + "line\n\n" * 75
     page.ask("long")
+    page.until(lambda: page.count(".answer p") == 75)
     script = "return [scroller.scrollTop, scroller.scrollHeight - scroller.clientHeight]"
-    page.until(lambda: page.browser.execute_script(script)[1] > 300)
     top, most = page.browser.execute_script(script)
-    assert top > most - 100, "the end is followed"
+    assert top > most - 100 > 200, "the end is followed"
     page.browser.execute_script("scroller.scrollTop = 10")
+    fake_model.released.set()
     page.wait_for_end()
     assert page.browser.execute_script(script)[0] == 10
 
@@ -168,16 +168,18 @@ def test_a_long_answer_never_blocks_the_page(page: Page, fake_model: EchoModel) 
     fake_model.max_context = 1 << 16
     fake_model.script["long"] = "A **word** and `code`.\n\n" * 800
     watch = (
-        "window.slow = 0; new PerformanceObserver((list) => { for (const { duration } of list.getEntries())"
-        " window.slow = Math.max(window.slow, duration); }).observe({ type: 'longtask' })"
+        "window.added = 0; new MutationObserver((list) => { for (const { addedNodes } of list)"
+        " for (const node of addedNodes) added += 1 + (node.querySelectorAll?.('*').length ?? 0); })"
+        ".observe(document.getElementById('thread'), { childList: true, subtree: true })"
     )
     page.browser.execute_script(watch)
     page.ask("long")
-    page.wait(f"{LAST_ANSWER}:not([aria-busy]) .actions .copy", 60)
+    page.wait_for_end()
     fake_model.max_context = 4096
     assert len(page.texts(".answer p")) == 800
-    slow = page.browser.execute_script("return window.slow")
-    assert slow < 1000, f"the longest task took {slow} ms"  # 100 ms on a machine that does nothing else
+    added = page.browser.execute_script("return added")
+    all = page.browser.execute_script("return document.querySelectorAll('.answer *').length")
+    assert all < added < 20 * all, "settled blocks are not made again"
 
 
 def test_where_keys_are_needed_the_page_asks_for_one_and_scripts_cannot_read_it(

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from browser import Page
-from echo_model import EchoModel
+from echo_model import HELD, EchoModel
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -57,7 +57,7 @@ def test_a_conversation_is_named_by_its_first_question_and_found_in_the_side_bar
     page.ask_and_wait("Where do whales sleep?")
     page.until(lambda: titles(page) == ["Where do whales sleep?"])
     assert page.texts("#list h2") == ["Today"]
-    assert page.browser.title == "Where do whales sleep? · freedive"
+    page.until(lambda: page.browser.title == "Where do whales sleep? · freedive")
     page.find("#new").click()
     page.until(lambda: page.find("#welcome").is_displayed())
     assert page.count(".message") == 0
@@ -85,13 +85,14 @@ def test_reload_and_the_back_button_show_the_same(page: Page) -> None:
 
 
 def test_a_reload_in_the_middle_of_an_answer_goes_on_showing_it(page: Page, fake_model: EchoModel) -> None:
-    fake_model.delay_s = 0.01
-    fake_model.script["ocean"] = "<think>\nHow deep?\n</think>\n\n" + "deep **blue** water " * 20
+    half = "deep **blue** water " * 10
+    fake_model.script["ocean"] = f"<think>\nHow deep?\n</think>\n\n{half}{HELD}{half}"
     page.ask("ocean")
     page.until(lambda: len(page.texts(".answer")[0]) > 30)
     page.reload()
     page.wait(".answer .tail")
     assert page.count(".of-answer[aria-busy]") == 1
+    fake_model.released.set()
     page.wait_for_end()
     assert page.texts(".answer") == [("deep blue water " * 20).strip()]
     assert page.count(".thoughts") == 1
@@ -99,13 +100,15 @@ def test_a_reload_in_the_middle_of_an_answer_goes_on_showing_it(page: Page, fake
 
 
 def test_another_device_shows_the_running_answer(page: Page, live_server: str, fake_model: EchoModel) -> None:
-    fake_model.delay_s = 0.01
-    fake_model.script["sea"] = "word " * 100
+    fake_model.script["sea"] = "word " * 50 + HELD + "word " * 50
     page.ask("sea")
     page.until(lambda: "#" in page.browser.current_url)
     address, first = page.browser.current_url, page.browser.current_window_handle
     page.browser.switch_to.new_window("window")
     other = Page(page.browser, address)
+    other.until(lambda: other.texts(".answer") == [("word " * 50).strip()])
+    assert other.count("[aria-busy]") == 1
+    fake_model.released.set()
     other.wait_for_end()
     assert other.texts(".answer") == [("word " * 100).strip()]
     page.browser.close()
@@ -167,9 +170,9 @@ def test_a_deleted_conversation_comes_back_by_undo(page: Page) -> None:
     page.ask_and_wait("keep me")
     page.until(lambda: titles(page) == ["keep me"])
     act(page, "keep me", "trash")
+    page.until(lambda: page.texts(".toast span") == ["Deleted: keep me"])
     page.until(lambda: titles(page) == [])
-    assert page.find("#welcome").is_displayed()
-    assert page.texts(".toast span") == ["Deleted: keep me"]
+    page.until(lambda: page.find("#welcome").is_displayed())
     page.find(".toast button").click()
     page.until(lambda: titles(page) == ["keep me"])
 

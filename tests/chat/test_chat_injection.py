@@ -181,7 +181,9 @@ def test_in_folders_and_new_names(page: Page) -> None:
     page.wait("#list a")
     for picture in ("edit", "folder"):
         page.browser.execute_script("document.querySelector('#list .more').click()")
-        page.find(f"#menu .entry:has([href='#icon-{picture}'])").click()
+        entry = page.find(f"#menu .entry:has([href='#icon-{picture}'])")
+        page.until(entry.is_displayed)
+        entry.click()
         page.type(PAYLOADS[1] + Keys.ENTER)
         page.until(lambda: not page.find("#prompt").is_displayed())
     page.until(lambda: PAYLOADS[1] in page.texts(".folder summary"))

@@ -404,7 +404,7 @@ def test_concurrent_processes_do_not_disturb_each_other(tmp_path: Path) -> None:
                 one_written(process)
             for process in (second, first):
                 go_on(process)
-        assert (first.wait(10), second.wait(10)) == (0, 0)
+        assert (first.wait(60), second.wait(60)) == (0, 0)
     assert_holds(path, WRITTEN)
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.fdv"]
 
@@ -414,7 +414,7 @@ def test_concurrent_threads_do_not_disturb_each_other(tmp_path: Path) -> None:
     errors: list[Exception] = []
 
     def meet(_: int) -> None:
-        barrier.wait(10)
+        barrier.wait(60)
 
     def write() -> None:
         try:

@@ -81,7 +81,7 @@ class FakeRunner:
 
     def step(self, batch: Batch) -> np.ndarray:
         self.entered.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(100)
         self.batches.append(batch)
         if self.errors:
             raise self.errors.pop()

@@ -396,7 +396,7 @@ def test_a_disk_that_hangs_takes_no_page_and_no_request(tmp_path: Path, monkeypa
     """Every request here needs nearly the whole cache."""
     monkeypatch.setattr(page_store, "CLOSE_S", 0.05)
     hanging = threading.Event()
-    monkeypatch.setattr(page_store, "_checksum", lambda folder, key, data: hanging.wait(20) and b"late")
+    monkeypatch.setattr(page_store, "_checksum", lambda folder, key, data: hanging.wait(100) and b"late")
     runner = FakeRunner(4, 128)
     store = PageStore(tmp_path / "pages", runner.pages, 10**6)
     with start(runner, store) as engine:

@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_runner import VOCAB, FakeRunner, FakeTokenizer, alone
+from patience import wait_until
 
 from freedive.config import EngineConfig
-from freedive.engine import page_store
+from freedive.engine import page_store, watchdog
 from freedive.engine.engine import Engine
 from freedive.engine.generation import EngineError, Generation
 from freedive.engine.page_store import PageStore
@@ -124,7 +126,7 @@ def test_requests_outside_a_failed_step_are_computed_again(monkeypatch: pytest.M
     runner.gate.clear()
     with start(runner, max_batch=4, prefill_chunk=40) as engine:
         victim = engine.submit(TEXT[:200], SHORT)
-        assert runner.entered.wait(10)
+        assert runner.entered.wait(60)
         runner.errors.append(RuntimeError("out of tea"))
         others = [engine.submit([index, *TEXT[:50]], SHORT) for index in range(7)]
         runner.gate.set()
@@ -168,27 +170,31 @@ def test_pages_from_before_a_failure_are_not_written_to_disk(tmp_path: Path, mon
 
 def waiting(work: Callable[[Any], None], begin: threading.Event) -> Callable[[Any], None]:
     def wrapped(self: Any) -> None:
-        assert begin.wait(10)
+        assert begin.wait(60)
         work(self)
 
     return wrapped
 
 
-def test_engine_that_makes_no_progress_says_so_and_closes_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_engine_that_makes_no_progress_says_so_and_closes_all_the_same(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runner = FakeRunner()
+    clock = SimpleNamespace(perf_counter=lambda: 0.0)
+    monkeypatch.setattr(watchdog, "time", clock)
     engine = start(runner, watchdog=1)
     assert engine.stalled_s == 0
     runner.gate.clear()
     engine.submit([1], SHORT)
-    assert runner.entered.wait(10)
+    assert runner.entered.wait(60)
     assert engine.stalled_s == 0
-    time.sleep(1.1)
-    assert engine.stalled_s > 1
-    assert engine.stalled_s > 1
+    clock.perf_counter = lambda: 1.1
+    assert engine.stalled_s == 1.1
+    assert engine.stalled_s == 1.1
     engine.close()
     assert [record.getMessage() for record in caplog.records] == ["the engine has made no progress for 1 s"]
     runner.gate.set()
-    engine._thread.join(10)
+    engine._thread.join(60)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -226,7 +232,7 @@ def test_a_request_after_a_batch_waits_for_one_request_of_it() -> None:
     runner.gate.clear()
     with start(runner, max_batch=2) as engine:
         generations = engine.submit_all(batch(100))
-        assert runner.entered.wait(10)
+        assert runner.entered.wait(60)
         late = engine.submit([1, 2, 3], SHORT)
         runner.gate.set()
         tokens_of(late)
@@ -252,7 +258,7 @@ def test_a_batch_that_is_cancelled_ends_at_once() -> None:
     runner.gate.clear()
     with start(runner, max_batch=2) as engine:
         generations = engine.submit_all(batch(1000))
-        assert runner.entered.wait(10)
+        assert runner.entered.wait(60)
         for generation in generations:
             generation.cancel()
         runner.gate.set()
@@ -294,7 +300,7 @@ def test_requests_of_a_batch_cost_memory_only_when_they_run(monkeypatch: pytest.
     runner.gate.clear()
     with start(runner, max_batch=4) as engine:
         engine.submit_all(batch(1000))
-        assert runner.entered.wait(10)
+        assert runner.entered.wait(60)
         assert len(made) == 5
         runner.gate.set()
 
@@ -313,10 +319,10 @@ def test_a_hanging_disk_delays_one_request_by_a_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept(tmp_path / "pages", TEXT)
-    monkeypatch.setattr(page_store, "READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(page_store, "READ_TIMEOUT_S", 2)
     hanging = threading.Event()
     load = PageStore.load
-    monkeypatch.setattr(PageStore, "load", lambda self, key: hanging.wait(20) and load(self, key))
+    monkeypatch.setattr(PageStore, "load", lambda self, key: hanging.wait(100) and load(self, key))
     runner = FakeRunner()
     with start(runner, PageStore(tmp_path / "pages", runner.pages, 10**7)) as engine:
         begun = time.monotonic()
@@ -324,7 +330,7 @@ def test_a_hanging_disk_delays_one_request_by_a_bounded_time(
         assert tokens_of(engine.submit([1, 2], SHORT)) == alone([1, 2], SHORT)
         assert late.timings.first_token_at is None
         assert tokens_of(late) == alone(TEXT, SHORT)
-        assert 0.3 < time.monotonic() - begun < 10
+        assert 2 < time.monotonic() - begun < 60  # the disk hangs longer
         assert late.num_cached_tokens == 0
         again = [9, *TEXT]
         assert tokens_of(engine.submit(again, SHORT)) == alone(again, SHORT)
@@ -335,26 +341,23 @@ def test_a_hanging_disk_delays_one_request_by_a_bounded_time(
         hanging.set()
         engine._store._reader.join(0.2)
         assert (runner.pages == before).all()  # late data is written nowhere
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 90
 
 
 def test_a_disk_that_answers_again_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept(tmp_path / "pages", TEXT)
     monkeypatch.setattr(page_store, "READ_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(page_store, "BACKOFF_S", 0.2)
-    load, hangs = PageStore.load, iter([1.0])
-
-    def slow(self: PageStore, key: bytes) -> Any:
-        time.sleep(next(hangs, 0))
-        return load(self, key)
-
-    monkeypatch.setattr(PageStore, "load", slow)
+    monkeypatch.setattr(page_store, "BACKOFF_S", 2)
+    load, answers = PageStore.load, threading.Event()
+    monkeypatch.setattr(PageStore, "load", lambda self, key: answers.wait(100) and load(self, key))
     runner = FakeRunner()
     with start(runner, PageStore(tmp_path / "pages", runner.pages, 10**7), max_batch=1) as engine:
         assert tokens_of(engine.submit(TEXT, SHORT, scope=Scope(cache_salt="other"))) == alone(TEXT, SHORT)
         assert tokens_of(engine.submit(TEXT, SHORT)) == alone(TEXT, SHORT)
         assert engine.stats().num_restored == 0
-        time.sleep(1.2)
+        answers.set()
+        monkeypatch.setattr(page_store, "READ_TIMEOUT_S", 60)
+        time.sleep(2.1)  # until it is tried again
         for page in range(0, 64):  # evicts all pages from memory
             tokens_of(engine.submit([page, *TEXT[:250]], SHORT))
         assert tokens_of(engine.submit(TEXT, SHORT)) == alone(TEXT, SHORT)
@@ -368,9 +371,7 @@ def test_pages_that_no_request_waits_for_take_no_memory(tmp_path: Path) -> None:
             store.write(bytes([row]) * 16, row, lambda: True)
     with closing(PageStore(tmp_path / "pages", pages, 10**6)) as store:
         keys = [bytes([row]) * 16 for row in range(4)]
-        deadline = time.monotonic() + 10
-        while len(store.fetch(keys)) < 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: len(store.fetch(keys)) == 4)
         assert store.fetch(keys[1:3]).keys() == {keys[1], keys[2]}
         assert store.fetch([]) == {}
         assert not store._arrived
@@ -422,7 +423,7 @@ def test_weights_that_cannot_be_read_end_only_the_requests_that_need_them() -> N
     runner.gate.clear()
     with start(runner) as engine:
         first = engine.submit([3], SHORT)
-        assert runner.entered.wait(10)
+        assert runner.entered.wait(60)
         others = [engine.submit([5, 6, 7], SHORT), engine.submit([8, 9], SHORT)]
         step = runner.step
 

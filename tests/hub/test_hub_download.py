@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Any
 import httpx
 import huggingface_hub.constants
 import pytest
+from patience import PATIENCE_S, wait_until
 from standin import StandIn
 
 from freedive.errors import Forbidden, NotFound, Unavailable, UserError
@@ -236,10 +236,7 @@ def pull_in_another_process(url: str, home: Path) -> subprocess.Popen[bytes]:
 def test_a_killed_process_leaves_nothing_under_the_final_name(gguf_hub: StandIn, home: Path) -> None:
     gguf_hub.pause_seconds = 0.05
     process = pull_in_another_process(gguf_hub.url, home)
-    deadline = time.monotonic() + 30
-    while not any(path.stat().st_size for path in home.glob("models/*/partial/*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: any(path.stat().st_size for path in home.glob("models/*/partial/*")))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert nothing_final(home)
@@ -251,7 +248,7 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(gguf_hub: StandIn,
 def test_processes_that_pull_at_once_share_one_download(gguf_hub: StandIn, home: Path) -> None:
     gguf_hub.pause_seconds = 0.01
     processes = [pull_in_another_process(gguf_hub.url, home) for _ in range(3)]
-    assert [process.wait(30) for process in processes] == [0, 0, 0]
+    assert [process.wait(PATIENCE_S) for process in processes] == [0, 0, 0]
     assert len(gguf_hub.downloads) == 1
     assert resolve("hf:owner/name", download=False).read_bytes() == GGUF
 

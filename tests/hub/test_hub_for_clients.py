@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from echo_model import EchoModel, serving
+from patience import PATIENCE_S, wait_until
 from standin import StandIn
 
 from freedive.commands import serve
@@ -99,8 +99,9 @@ def test_what_clients_fetch_has_a_limit_that_counts_what_was_interrupted(
 
 @pytest.fixture
 def pulled(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server whose clients fetch slowly."""
-    hub.repositories |= {f"owner/{name}": {"m-Q4_0.gguf": b"w" * (1 << 20)} for name in "abc"}
+    """A server whose clients fetch slowly: the first model takes ten seconds at least."""
+    sizes = {"a": 32 << 20, "b": 1 << 20, "c": 1 << 20}
+    hub.repositories |= {f"owner/{name}": {"m-Q4_0.gguf": b"w" * size} for name, size in sizes.items()}
     hub.pause_seconds = 0.02
 
     def fetch(name: str, progress: Progress) -> ModelEntry:
@@ -113,11 +114,10 @@ def pulled(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def disconnect_midway(url: str, name: str, hub: StandIn) -> None:
     before = len(hub.downloads)
-    with httpx.stream("POST", f"{url}/api/pull", json={"model": name}) as answer:
-        lines = answer.iter_lines()
+    with httpx.stream("POST", f"{url}/api/pull", json={"model": name}, timeout=PATIENCE_S) as answer:
+        lines = answer.iter_lines()  # it would close the answer if it were dropped
         next(lines)
-        while len(hub.downloads) == before or not came():
-            time.sleep(0.005)
+        wait_until(lambda: len(hub.downloads) > before and came())
 
 
 def came() -> int:
@@ -133,12 +133,11 @@ def downloading() -> int:
 
 def test_a_download_ends_with_its_client_and_is_resumed(hub: StandIn, pulled: str) -> None:
     disconnect_midway(pulled, "hf:owner/a", hub)
-    deadline = time.monotonic() + 10
-    while downloading():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not downloading())
     assert cache.find("hf:owner/a") is None
-    assert httpx.post(f"{pulled}/api/pull", json={"model": "hf:owner/a", "stream": False}).status_code == 200
+    hub.pause_seconds = 0
+    whole = {"model": "hf:owner/a", "stream": False}
+    assert httpx.post(f"{pulled}/api/pull", json=whole, timeout=PATIENCE_S).status_code == 200
     assert (hub.downloads[-1][1] or "").startswith("bytes=")
     body = {"model": "hf:Owner/A", "prompt": "hi"}
     assert httpx.post(f"{pulled}/v1/completions", json=body).json()["model"] == "hf:owner/a"
@@ -149,15 +148,17 @@ def test_downloads_run_one_at_a_time_however_many_begin_and_leave(hub: StandIn, 
     for _ in range(5):
         disconnect_midway(pulled, "hf:owner/a", hub)
         most = max(most, downloading())
-    threads = [
-        threading.Thread(target=httpx.post, args=(f"{pulled}/api/pull",), kwargs={"json": {"model": f"hf:owner/{x}"}})
-        for x in "bc"
-    ]
+    bodies = [{"json": {"model": f"hf:owner/{name}"}, "timeout": PATIENCE_S} for name in "bc"]
+    threads = [threading.Thread(target=httpx.post, args=(f"{pulled}/api/pull",), kwargs=body) for body in bodies]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
+
+    def all_ended() -> bool:
+        nonlocal most
         most = max(most, downloading())
-        time.sleep(0.002)
+        return not any(thread.is_alive() for thread in threads)
+
+    wait_until(all_ended)
     assert most == 1
     assert cache.find("hf:owner/b")
     assert cache.find("hf:owner/c")

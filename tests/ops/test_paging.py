@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 
 import descriptions
 import pytest
+from patience import wait_until
 from test_same_bits import LENGTHS, PROMPTS, SCHEDULES, TABLES, assert_same_bits
 from tiny_models import Floats, float_tensor, take_steps, tiny, to_batch
 from weights import only, quantize
@@ -102,13 +102,6 @@ def used_bytes(paged: NativeRunner) -> int:
     cache = paged.expert_cache()
     assert cache
     return cache.used_bytes
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    ends_at = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < ends_at
-        time.sleep(0.01)
 
 
 def expert_bytes(store: WeightStore) -> int:

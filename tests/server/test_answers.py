@@ -8,8 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from answers_client import AT, asked, ended, events, read, sent
-from echo_model import EchoModel, serving
+from answers_client import AT, arrived, asked, ended, events, read, sent
+from echo_model import HELD, EchoModel, serving
+from patience import PATIENCE_S
 
 from freedive.errors import Unavailable
 from freedive.server import keys
@@ -17,24 +18,40 @@ from freedive.server.answers import answers
 from freedive.server.conversations.messages import Messages
 from freedive.server.keys import Keys
 
+NUMBERS = [f"{number}\n\n" for number in range(300)]
 
-def slow() -> EchoModel:
+
+def scripted() -> EchoModel:
+    """Its answers to ``hold`` and ``ponder`` wait in the middle until they are released."""
     script = {
         "explode": "boom \N{COLLISION SYMBOL}",
-        "count": "".join(f"{number}\n\n" for number in range(300)),
-        "ponder": "<think>" + "hm " * 500 + "</think>so",
+        "count": "".join(NUMBERS),
+        "hold": "".join([*NUMBERS[:9], HELD, *NUMBERS[9:]]),
+        "ponder": "<think>hm " + HELD + "hm " * 499 + "</think>so",
     }
-    return EchoModel(script=script, delay_s=0.002, max_context=1 << 16)
+    return EchoModel(script=script, max_context=1 << 16)
 
 
 @pytest.fixture(scope="module")
-def model() -> EchoModel:
-    return slow()
+def shared() -> EchoModel:
+    return scripted()
 
 
 @pytest.fixture(scope="module")
-def http(model: EchoModel) -> Iterator[httpx.Client]:
-    with serving(model) as url, httpx.Client(base_url=url, timeout=20) as client:
+def url(shared: EchoModel) -> Iterator[str]:
+    with serving(shared) as url:
+        yield url
+
+
+@pytest.fixture
+def model(shared: EchoModel) -> EchoModel:
+    shared.released.clear()
+    return shared
+
+
+@pytest.fixture
+def http(url: str, model: EchoModel) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -49,29 +66,31 @@ def test_an_answer_runs_without_a_reader(http: httpx.Client) -> None:
     assert "<p>299</p>" in whole["html"]
 
 
-def test_two_readers_at_different_times_get_the_same(http: httpx.Client) -> None:
-    id, answer = asked(http, "count")
-    first = events(http, id, answer["id"])
-    begin = [next(first) for _ in range(5)]
-    second = list(events(http, id, answer["id"]))
-    for got in ([*begin, *first], second):
+def test_two_readers_at_different_times_get_the_same(http: httpx.Client, model: EchoModel) -> None:
+    id, answer = asked(http, "hold")
+    first, second = (events(http, id, answer["id"]) for _ in range(2))
+    begin = [next(first)]
+    arrived(events(http, id, answer["id"]))
+    later = [next(second)]
+    model.released.set()
+    later += second
+    for got in ([*begin, *first], later):
         assert got[0]["snapshot"]["status"] == "running"
         html = got[0]["snapshot"]["html"] + "".join(each["settled"] for each in got[1:-1]) + got[-2]["tail"]
         text = got[0]["snapshot"]["text"] + "".join(each["text"] for each in got[1:-1])
         assert text == got[-1]["message"]["content"]
         assert (got[-1]["finished"], got[-1]["status"], got[-1]["error"]) == ("stop", "complete", "")
         assert html == read(http, id, answer["id"])["html"]
-    assert second[0]["snapshot"]["text"]
+    assert later[0]["snapshot"]["text"]
     [late] = events(http, id, answer["id"])
     assert late["snapshot"]["html"] == read(http, id, answer["id"])["html"]
     assert late["snapshot"]["meter"]["num_tokens"] > 300
 
 
 def test_a_stopped_answer_keeps_what_had_arrived_and_continues_in_place(http: httpx.Client, model: EchoModel) -> None:
-    id, answer = asked(http, "count")
+    id, answer = asked(http, "hold")
     reading = events(http, id, answer["id"])
-    while not next(reading).get("text"):
-        pass
+    arrived(reading)
     assert sent(http, f"/{id}/answers/{answer['id']}/stop") == {"id": answer["id"]}
     last = list(reading)[-1]
     assert (last["status"], last["finished"]) == ("stopped", "")
@@ -79,6 +98,7 @@ def test_a_stopped_answer_keeps_what_had_arrived_and_continues_in_place(http: ht
     assert begun
     assert read(http, id, answer["id"])["content"] == begun
     assert http.post(f"{AT}/{id}/answers/{answer['id']}/stop").status_code == 404
+    model.released.set()
     assert sent(http, f"/{id}/answers", **{"continue": answer["id"]})["content"] == begun
     [whole, *_] = list(events(http, id, answer["id"]))
     assert whole["snapshot"]["text"].startswith(begun)
@@ -175,28 +195,29 @@ def test_a_failure_is_stored_with_its_reason_and_what_had_arrived(http: httpx.Cl
 def test_thoughts_are_ended_on_request(http: httpx.Client, model: EchoModel) -> None:
     id, answer = asked(http, "ponder")
     reading = events(http, id, answer["id"])
-    while not next(reading).get("thoughts"):
-        pass
+    arrived(reading, "thoughts")
     sent(http, f"/{id}/answers/{answer['id']}/answer-now")
     assert model.engine.generations[-1].is_hurried
+    model.released.set()
     list(reading)
     done = ended(http, id, answer["id"])
     assert (done["content"], done["reasoning"].split()) == ("so", ["hm"] * 500)
-    assert done["timings"]["thought_s"] > 0.5
+    assert done["timings"]["thought_s"] > 0.2
 
 
 def test_an_answer_whose_conversation_is_deleted_for_good_ends(http: httpx.Client, model: EchoModel) -> None:
-    id, _ = asked(http, "count")
+    id, answer = asked(http, "hold")
+    arrived(events(http, id, answer["id"]))
     http.delete(f"{AT}/{id}?forever=true")
-    assert model.engine.generations[-1].cancelled.wait(5)
+    assert model.engine.generations[-1].cancelled.wait(PATIENCE_S)
 
 
 def test_another_key_sees_nothing_and_limits_count_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
     ann, bob = keys.create("ann", max_running=1), keys.create("bob")
     mine, theirs = ({"Authorization": f"Bearer {key}"} for key in (ann, bob))
-    with serving(slow(), keys=Keys()) as url, httpx.Client(base_url=url, headers=mine) as http:
-        id, answer = asked(http, "count")
+    with serving(scripted(), keys=Keys()) as url, httpx.Client(base_url=url, headers=mine) as http:
+        id, answer = asked(http, "hold")
         for method, path in (("GET", "/events"), ("POST", "/stop"), ("POST", "/answer-now")):
             assert http.request(method, f"{AT}/{id}/answers/{answer['id']}{path}", headers=theirs).status_code == 404
         body = {"parent": answer["parent"]}
@@ -211,15 +232,15 @@ def test_another_key_sees_nothing_and_limits_count_answers(tmp_path: Path, monke
 
 def test_the_end_of_the_server_interrupts_answers_and_they_continue(tmp_path: Path) -> None:
     path = tmp_path / "conversations.sqlite"
-    with serving(slow(), conversations=path) as url, httpx.Client(base_url=url) as http:
-        id, answer = asked(http, "count")
-        reading = events(http, id, answer["id"])
-        while not (shown := next(reading)).get("text"):
-            pass
-    with serving(slow(), conversations=path) as url, httpx.Client(base_url=url) as http:
+    with serving(scripted(), conversations=path) as url, httpx.Client(base_url=url) as http:
+        id, answer = asked(http, "hold")
+        shown = arrived(events(http, id, answer["id"]))
+    model = scripted()
+    model.released.set()
+    with serving(model, conversations=path) as url, httpx.Client(base_url=url) as http:
         whole = read(http, id, answer["id"])
         assert whole["status"] == "interrupted"
-        assert whole["content"].startswith(shown["text"])
+        assert whole["content"].startswith(shown)
         sent(http, f"/{id}/answers", **{"continue": answer["id"]})
         assert ended(http, id, answer["id"])["status"] == "complete"
 
@@ -256,7 +277,7 @@ def test_an_answer_whose_end_could_not_be_stored_can_be_stopped(
 
 def test_the_running_answers_of_one_key_are_bounded(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "MAX_RUNNING", 3)
-    id, first = asked(http, "count")
+    id, first = asked(http, "hold")
     body = {"parent": first["parent"]}
     more = [sent(http, f"/{id}/answers", **body) for _ in range(2)]
     assert http.post(f"{AT}/{id}/answers", json=body).status_code == 429

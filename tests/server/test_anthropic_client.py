@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from echo_model import EchoModel, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 
 from freedive.server import stream
 from freedive.server.anthropic.fields import MessagesRequest
@@ -405,16 +405,14 @@ def test_a_disconnected_client_frees_the_engine(
     client: anthropic.Anthropic, fake_model: EchoModel, stream: bool
 ) -> None:
     fake_model.script["endless"] = "word " * 5000
-    started = time.monotonic()
     if stream:
         answer = client.messages.create(**asking("endless"), stream=True)
         next(iter(answer))
         answer.close()
     else:
         with pytest.raises(anthropic.APITimeoutError):
-            client.messages.create(**asking("endless"), timeout=0.3)
-    assert fake_model.engine.generations[-1].cancelled.wait(2)
-    assert time.monotonic() - started < 3
+            client.messages.create(**asking("endless"), timeout=1)
+    assert fake_model.engine.generations[-1].cancelled.wait(PATIENCE_S)  # never if it had ended
 
 
 def test_a_silent_stream_pings(monkeypatch: pytest.MonkeyPatch) -> None:

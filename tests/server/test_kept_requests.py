@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from echo_model import EchoModel, serving
+from patience import wait_until
 
 from freedive.config import ServerConfig
 from freedive.engine.recording import Recording
@@ -47,11 +47,9 @@ def clients_of(limit: int, *names: str) -> Iterator[dict[str, httpx.Client]]:
 
 def recording(client: httpx.Client, id: str) -> Recording:
     """Returns a recording, which is available a moment after the answer was read."""
-    deadline = time.monotonic() + 5
-    while (answer := client.get(f"/v1/requests/{id}")).status_code != 200:
-        assert time.monotonic() < deadline, answer.text
-        time.sleep(0.01)
-    return Recording.from_json(answer.content)
+    path = f"/v1/requests/{id}"
+    wait_until(lambda: client.get(path).status_code == 200, lambda: client.get(path).text)
+    return Recording.from_json(client.get(path).content)
 
 
 def test_nothing_is_recorded_unless_configured() -> None:
@@ -132,10 +130,7 @@ def test_requests_of_a_revoked_key_are_dropped(monkeypatch: pytest.MonkeyPatch) 
             keys.revoke("ann")
             assert list(lines)[-2:] == ["data: [DONE]", ""]
         assert len(clients["bob"].get("/v1/requests").json()["data"]) == 1
-        deadline = time.monotonic() + 5
-        while made[0].of(ids["ann"]):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: not made[0].of(ids["ann"]))
         assert len(made[0].of(ids["bob"])) == 1
 
 

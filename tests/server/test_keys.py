@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 from echo_model import EchoModel, serving
+from patience import PATIENCE_S, wait_until
 from typer.testing import CliRunner, Result
 
 from freedive.cli import app
@@ -296,11 +297,8 @@ def test_requests_under_way_are_limited_until_they_end(url: str, fake_model: Ech
         refused = ask(url, **headers)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     fake_model.delay_s = 0.0
-    assert fake_model.engine.generations[-1].cancelled.wait(5)
-    for _ in range(100):
-        if (last := ask(url, **headers)).status_code == 200:
-            break
-    assert last.status_code == 200
+    assert fake_model.engine.generations[-1].cancelled.wait(PATIENCE_S)
+    wait_until(lambda: ask(url, **headers).status_code == 200)
 
 
 def test_keys_never_reach_the_log(url: str, caplog: pytest.LogCaptureFixture) -> None:

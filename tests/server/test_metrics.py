@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import StatusCode
+from patience import PATIENCE_S, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 from freedive.errors import UserError
@@ -31,13 +31,6 @@ from freedive.server.tracing import spans, tracing
 LABELS = ("route", "status", "model", "finish", "le")
 SECRET_WORD = "abracadabra"
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class ObservedServer:
@@ -58,7 +51,7 @@ class ObservedServer:
 
     def lines(self, count: int) -> list[dict[str, Any]]:
         """Returns the log once it has ``count`` lines, since a request is logged after its answer has been sent."""
-        until(lambda: len(self.json.getvalue().splitlines()) == count)
+        wait_until(lambda: len(self.json.getvalue().splitlines()) == count)
         return [json.loads(line) for line in self.json.getvalue().splitlines()]
 
     def metrics(self) -> dict[tuple[str, ...], float]:
@@ -72,7 +65,7 @@ class ObservedServer:
 
     def span(self, count: int) -> ReadableSpan:
         """Returns the last of ``count`` spans."""
-        until(lambda: len(self.exporter.get_finished_spans()) == count)
+        wait_until(lambda: len(self.exporter.get_finished_spans()) == count)
         return self.exporter.get_finished_spans()[-1]
 
 
@@ -130,7 +123,7 @@ def test_answers_are_counted_by_finish_reason(observed: ObservedServer) -> None:
     with httpx.stream("POST", f"{observed.url}/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         next(lines)
-    assert observed.model.engine.generations[-1].cancelled.wait(5)
+    assert observed.model.engine.generations[-1].cancelled.wait(PATIENCE_S)
     observed.lines(4)
     ends = {key[2]: value for key, value in observed.metrics().items() if key[0] == "freedive_answers_total"}
     assert ends == {"stop": 1, "length": 1, "failed": 1, "left": 1}

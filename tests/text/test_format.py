@@ -313,7 +313,7 @@ def test_hostile_schemas_are_refused_in_time(
     start = time.monotonic()
     with pytest.raises(UserError):
         constraint_of(compiler, Format("json_schema", HOSTILE[name]))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_hostile_regular_expressions_are_refused_or_quick(compiler: GrammarCompi
     start = time.monotonic()
     with contextlib.suppress(UserError, RuntimeError):
         write(constraint_of(compiler, Format("regex", pattern)), smollm2(), 0, longest=50)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 def test_a_grammar_is_compiled_once(compiler: GrammarCompiler) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import wait_until
 from test_format import compiler, constraint_of  # noqa: F401  # a fixture
 
 from freedive.errors import Overloaded, Unavailable, UserError
@@ -77,13 +78,14 @@ def test_a_grammar_without_end_times_out(pool: GrammarPool, monkeypatch: pytest.
     start = time.monotonic()
     with pytest.raises(TimedOut):
         fault(pool, schema_grammar(slow))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
+    monkeypatch.setattr(grammar_pool, "PATIENCE_S", 30)
     assert fault(pool, EASY) == ""
 
 
 def test_a_worker_that_hangs_times_out(pool: GrammarPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_pool, "PATIENCE_S", 0.1)
     fault(pool, EASY)
+    monkeypatch.setattr(grammar_pool, "PATIENCE_S", 0.1)
     pid = worker_pid(pool)
     os.kill(pid, signal.SIGSTOP)
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
@@ -117,7 +119,7 @@ def test_requests_beyond_the_workers_wait_and_are_refused_in_the_end(
     worker = pool._idle.get()
     with pytest.raises(Overloaded):
         fault(pool, EASY)
-    monkeypatch.setattr(grammar_pool, "MAX_WAIT_S", 10)
+    monkeypatch.setattr(grammar_pool, "MAX_WAIT_S", 60)
     threading.Timer(0.1, pool._idle.put, [worker]).start()
     assert fault(pool, EASY) == ""
 
@@ -133,7 +135,7 @@ def test_a_worker_that_cannot_be_started_is_reported(pool: GrammarPool, monkeypa
 def test_a_worker_ends_with_its_server() -> None:
     program = f"""
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]}
 from test_grammar_pool import *
 pool = GrammarPool(1)
 fault(pool, EASY)
@@ -144,10 +146,7 @@ time.sleep(60)
         assert server.stdout
         worker = int(server.stdout.readline())
         server.kill()
-    deadline = time.monotonic() + 10
-    while runs(worker):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not runs(worker))
 
 
 def test_a_timeout_is_not_cached(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -253,12 +253,12 @@ def test_encoding_releases_the_interpreter_lock(byte_level: Tokenizer) -> None:
 
     counter = threading.Thread(target=count)
     counter.start()
-    begun = time.perf_counter()
+    num_before = counts[0]
     byte_level.encode(text)
-    took, num_counts = time.perf_counter() - begun, counts[0]
+    num_counts = counts[0] - num_before
     ended.set()
     counter.join()
-    assert num_counts > 20 * took, (num_counts, took)
+    assert num_counts > 5  # a thread that held the lock would let it count once or twice
 
 
 def test_texts_too_long_for_a_context_are_refused_before_they_are_encoded(

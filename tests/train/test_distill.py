@@ -109,7 +109,7 @@ def served(fake: FakeTeacher) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     finally:
         running.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.fixture(autouse=True)
