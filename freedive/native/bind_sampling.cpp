@@ -1,3 +1,6 @@
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
 // Python's view of sampling. It converts types only.
 #include "bind.h"
 #include "sampling.h"
@@ -5,7 +8,13 @@
 namespace freedive {
 
 void bind_sampling(nb::module_& m) {
-    m.def("kth_largest", [](Floats values, int k) { return kth_largest(view(values), k); }, "values"_a, "k"_a);
+    m.def(
+        "likeliest",
+        [](Floats logits, int k) {
+            Likeliest found = likeliest(view(logits), k);
+            return std::tuple(std::move(found.tokens), found.log_total);
+        },
+        "logits"_a, "k"_a);
     m.def(
         "mask",
         [](Floats logits, Bytes allowed, MutableFloats out) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -128,11 +129,23 @@ const Weights& weights_of(std::span<const float> logits, const Sampling& samplin
 
 }  // namespace
 
-float kth_largest(std::span<const float> values, int k) {
-    index_below(k - std::int64_t(1), values.size(), "place");
+Likeliest likeliest(std::span<const float> logits, int k) {
+    index_below(k, logits.size() + 1, "number of tokens");
+    const Weights& weights = weights_of(logits, {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0});
+    double total = 0;
+    for (std::size_t b = 0; b < weights.peaks.size(); b++) total += sum_of_block(weights, b);
+    Likeliest found{{}, largest(logits) + std::log(total)};
+    if (k == 0) return found;
     std::vector<float> peaks;
-    find_peaks(values, peaks);
-    return kth_largest(values, peaks, k);
+    find_peaks(logits, peaks);
+    const float least = kth_largest(logits, peaks, k);
+    for (std::size_t b = 0; b < peaks.size(); b++)
+        if (peaks[b] >= least)
+            for (std::size_t i = b * kBlock; i < std::min(logits.size(), (b + 1) * kBlock); i++)
+                if (logits[i] >= least) found.tokens.push_back(int(i));
+    std::stable_sort(found.tokens.begin(), found.tokens.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    found.tokens.resize(std::min<std::size_t>(k, found.tokens.size()));
+    return found;
 }
 
 void mask(std::span<const float> logits, std::span<const std::uint8_t> allowed, std::span<float> out) {
