@@ -359,7 +359,7 @@ class Program:
         """Of each token of the last step: the experts that it goes to and their weights, [T, num_chosen] each."""
 
     def chosen_experts(self, row: int) -> npt.NDArray[np.int32]:
-        """Of one token of the last step: the experts that it goes to, [layers, num_chosen]; -1 where a layer has fewer."""
+        """Of one token of the last step: its experts in every layer, [layers, num_chosen], and -1 for the rest."""
 
     def read(self, buffer: int) -> _Floats:
         """A buffer's rows of the last step."""

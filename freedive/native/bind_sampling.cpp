@@ -1,7 +1,7 @@
+// Python's view of sampling. It converts types only.
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-// Python's view of sampling. It converts types only.
 #include "bind.h"
 #include "sampling.h"
 
