@@ -14,7 +14,7 @@ from freedive.server.model import Model, Tokenizer
 from freedive.server.stream import event
 
 BATCH_S = 0.1
-"""Seconds between two events: what the page draws at most in a second, and the answer's speed, are bounded by it."""
+"""Seconds between two events, which bound how often the page draws: it may share the cores with the model."""
 
 
 async def expert_events(answer: RunningAnswer) -> AsyncGenerator[bytes, None]:
@@ -62,7 +62,7 @@ def _token(token: WatchedToken, tokenizer: Tokenizer) -> Json:
 
 
 def _probability(logprob: float) -> float:
-    return round(math.exp(logprob), 4)
+    return round(math.exp(logprob), 6)
 
 
 def _missed_places(token: WatchedToken) -> list[int]:

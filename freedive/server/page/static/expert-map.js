@@ -4,7 +4,7 @@ const FADE = 0.72; // what is left of a light after another token
 const IDLE = 0.07; // how visible an expert is that was never used,
 const BUSY = 0.4; // and the busiest one of its layer while it sleeps
 const ROOMY = 6; // pixels of a cell that has a gap to the next one
-const ROW = 14; // pixels of a layer, where there is room
+const HEIGHT = { least: 56, most: 168, row: 14 }; // pixels of the picture, and of a layer where there is room
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -25,7 +25,7 @@ export class ExpertMap {
     this.#cells.height = this.rows = balance.uses.length;
     this.lights = new Float32Array(this.columns * this.rows);
     this.fromDisk = new Uint8Array(this.columns * this.rows);
-    this.canvas.style.height = `${Math.min(168, Math.max(3, this.rows) * ROW)}px`;
+    this.canvas.style.height = `${Math.min(HEIGHT.most, Math.max(HEIGHT.least, this.rows * HEIGHT.row))}px`;
   }
 
   wake({ woken }) {

@@ -140,7 +140,7 @@ function showLayers() {
 
 function showRunners(token) {
   const rows = (token?.top ?? []).map(([text, p]) => {
-    const bar = element("meter", { max: 1, value: p });
+    const bar = element("progress", { max: 1, value: p });
     bar.setAttribute("aria-hidden", "true");
     return element("li", { className: text === token.text ? "taken" : "" }, element("span", {}, visible(text)), bar, percent(p));
   });

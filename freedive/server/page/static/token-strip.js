@@ -6,7 +6,10 @@ import { number } from "./translations.js";
 const MAX_TOKENS = 512;
 const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity };
 
-export const percent = (share) => `${number(100 * share, share < 0.1 ? 1 : 0)} %`;
+export function percent(share) {
+  if (share > 0 && share < 0.001) return `< ${number(0.1, 1)} %`;
+  return `${number(100 * share, share < 0.1 ? 1 : 0)} %`;
+}
 
 // A token as it can be seen: its text, with signs for what has no ink.
 export const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ +$/, (all) => "␣".repeat(all.length));
