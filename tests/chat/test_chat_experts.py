@@ -18,7 +18,9 @@ ATTACK = "<img src=x onerror=window.owned=1>\n"
 LIT = """
 const map = document.getElementById("expert-map");
 const [layers, experts] = arguments;
-const pixels = map.getContext("2d");
+const copy = Object.assign(document.createElement("canvas"), { width: map.width, height: map.height });
+const pixels = copy.getContext("2d", { willReadFrequently: true });
+pixels.drawImage(map, 0, 0);
 const lit = [];
 for (let layer = 0; layer < layers; layer++) for (let expert = 0; expert < experts; expert++) {
   const x = (expert + 0.5) * map.width / experts, y = (layer + 0.5) * map.height / layers;
@@ -96,10 +98,8 @@ def test_a_token_shows_its_experts_and_what_else_was_likely_as_text(slow: Page) 
     text = "".join(slow.texts(".token"))
     assert "<img" in text
     assert "↵" in text
-    assert slow.browser.execute_script("return [window.owned ?? null, experts.querySelectorAll('img').length]") == [
-        None,
-        0,
-    ]
+    assert slow.count("#experts img") == 0
+    assert slow.browser.execute_script("return window.owned ?? null") is None
 
 
 def test_the_arrow_keys_move_between_tokens(slow: Page) -> None:

@@ -36,12 +36,17 @@ export function expertsButton() {
 }
 
 export function toggleExperts() {
-  const end = scroller.scrollTop + scroller.clientHeight;
-  panel.hidden = !panel.hidden;
-  scroller.scrollTop = end - scroller.clientHeight; // what was read last stays in view
+  keepingEnd(() => (panel.hidden = !panel.hidden));
   remember("experts", panel.hidden ? "closed" : "open");
   for (const button of document.querySelectorAll("button.experts")) button.setAttribute("aria-pressed", !panel.hidden);
   look();
+}
+
+// Changes the height of the panel; what stands above it goes on to end with the same line.
+function keepingEnd(change) {
+  const end = scroller.scrollTop + scroller.clientHeight;
+  change();
+  scroller.scrollTop = end - scroller.clientHeight;
 }
 
 // Follows the answer whose experts are at `path`, until `signal`.
@@ -93,7 +98,7 @@ function begin(path, { experts, on_disk: onDisk }) {
   strip.clear();
   layers.replaceChildren();
   runners.replaceChildren();
-  panel.classList.add("begun");
+  keepingEnd(() => panel.classList.add("begun"));
   panel.classList.toggle("dense", !experts.length);
   hint.textContent = experts.length ? "" : word("experts_dense");
   if (experts.length) map.show(balance);
