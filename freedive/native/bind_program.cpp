@@ -310,15 +310,16 @@ void bind_paging(ProgramClass& program) {
         .def_ro("unread_rows", &Program::unread_rows)
         .def_prop_ro("slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_bytes() : 0; })
         .def_prop_ro("used_slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_used_bytes() : 0; })
-        .def_prop_ro("expert_traffic", [](const Program& p) {
-            std::vector<Traffic> all;
-            for (const ExpertTraffic& layer : paged(p) ? paged(p)->traffic() : std::vector<ExpertTraffic>())
-                all.emplace_back(layer.hits, layer.misses, layer.bytes, layer.stalled_s);
-            return all;
-        })
-        .def_prop_ro("missed_experts", [](const Program& p) {
-            return paged(p) ? paged(p)->missed() : std::vector<std::vector<int>>();
-        });
+        .def_prop_ro(
+            "expert_traffic",
+            [](const Program& p) {
+                std::vector<Traffic> all;
+                for (const ExpertTraffic& layer : paged(p) ? paged(p)->traffic() : std::vector<ExpertTraffic>())
+                    all.emplace_back(layer.hits, layer.misses, layer.bytes, layer.stalled_s);
+                return all;
+            })
+        .def_prop_ro("missed_experts",
+                     [](const Program& p) { return paged(p) ? paged(p)->missed() : std::vector<std::vector<int>>(); });
 }
 
 void bind_memory(ProgramClass& program) {
