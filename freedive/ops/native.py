@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -221,7 +221,7 @@ class NativeRunner:
         """Implements :meth:`freedive.model.batch.Runner.chosen_experts`; an MTP layer, the last one, is left out."""
         return self._program.chosen_experts(row)[: len(self._load)]
 
-    def missed_experts(self) -> list[list[int]]:
+    def missed_experts(self) -> Sequence[Sequence[int]]:
         """Implements :meth:`freedive.model.batch.Runner.missed_experts`."""
         return self._program.missed_experts[: len(self._load)]
 

@@ -382,6 +382,14 @@ class ReferenceRunner:
         ops = ReferenceOps(replace(self._batch, tokens=tokens, output_rows=output_rows), self._cache, self._slots)
         return draft(self._model, self._model.mtp, self._weights, self._states, ops)
 
+    def chosen_experts(self, row: int) -> Ints:
+        """Implements :meth:`freedive.model.batch.Runner.chosen_experts`, but keeps no experts and tells of none."""
+        return np.zeros((0, 0), np.int32)
+
+    def missed_experts(self) -> tuple[()]:
+        """Implements :meth:`freedive.model.batch.Runner.missed_experts`."""
+        return ()
+
     def embed(self, output_rows: Ints) -> Array:
         """Implements :meth:`freedive.model.batch.Runner.embed`."""
         ops = ReferenceOps(replace(self._batch, output_rows=output_rows), self._cache, self._slots)
