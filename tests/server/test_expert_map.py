@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def http(model: EchoModel) -> Iterator[httpx.Client]:
         yield client
 
 
-def experts(http: httpx.Client, id: str, message: str) -> Iterator[dict[str, Any]]:
+def experts(http: httpx.Client, id: str, message: str) -> Generator[dict[str, Any], None, None]:
     with http.stream("GET", f"{AT}/{id}/answers/{message}/experts") as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
