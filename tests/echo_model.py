@@ -19,6 +19,7 @@ from freedive.config import ServerConfig
 from freedive.engine.generation import EngineError, Timings, TokenLogprobs, TokenOutput
 from freedive.engine.sampling import Sampling
 from freedive.engine.submission import Job
+from freedive.engine.watch import WatchedToken, Watches
 from freedive.errors import Overloaded, UserError
 from freedive.ops.paging import ExpertCacheStats, ExpertTraffic
 from freedive.server.app import DEFAULTS, create_app, listen, server
@@ -78,6 +79,7 @@ class EchoGeneration:
         self.delay_s, self.released = model.delay_s, model.released
         self.timings = Timings(now := time.perf_counter(), started_at=now)
         self.cancelled = threading.Event()
+        self.watches = Watches()
         self.submitted: dict[str, Any] = {}
         self.ended = self.is_hurried = False
 
@@ -102,6 +104,8 @@ class EchoGeneration:
                 raise EngineError("the echo exploded")
             self.timings.first_token_at = self.timings.first_token_at or time.perf_counter()
             self.timings.num_generated += 1
+            if self.watches:
+                self.watches.add(self._watched(ord(char)))
             yield self._piece(char, (ord(char),), logprobs=self._logprobs(ord(char)))
         self.ended = True
         if len(answer) > self.limit:
@@ -112,6 +116,11 @@ class EchoGeneration:
     def _piece(self, text: str, token_ids: tuple[int, ...], reason: Any = None, **more: Any) -> TokenOutput:
         events = self.reader.read(text, ends=reason is not None)
         return TokenOutput(events, token_ids, reason, is_thinking=self.reader.is_thinking, **more)
+
+    def _watched(self, token_id: int) -> WatchedToken:
+        """Two layers of four experts, two of which compute a token; the first layer reads its second one from disk."""
+        index, top = self.timings.num_generated - 1, ((token_id, -0.25), (ord("<"), -1.5))
+        return WatchedToken(index, token_id, -0.25, top, np.array([[index % 4, 3], [0, 1]], np.int32), [[3], []])
 
     def _logprobs(self, token_id: int) -> tuple[TokenLogprobs, ...] | None:
         if self.sampling.logprobs is None:
@@ -227,7 +236,7 @@ class EchoModel:
         return Prompt(tokens, continues=True, make_constraint=(lambda: constraint) if constraint else None)
 
     def expert_load(self) -> list[list[int]]:
-        return [[3, 1], [0, 4]]
+        return [[3, 1, 0, 0], [0, 4, 0, 0]]
 
     def expert_cache(self) -> ExpertCacheStats | None:
         return ExpertCacheStats(4096, 1024, [ExpertTraffic(3, 1, 512, 0.5), ExpertTraffic(2, 2, 1024, 0.25)])

@@ -15,9 +15,11 @@ from freedive.arrays import Floats
 from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.generation import Delivery, EngineError, TokenOutput
 from freedive.engine.kvcache import PageTables
+from freedive.engine.sampler import logprobs
 from freedive.engine.scheduler import is_decoding, to_batch
 from freedive.engine.sequence import ScheduledSequence, Sequence, StepPlan, empty_output, next_output
 from freedive.engine.speculation import DraftBudget
+from freedive.engine.watch import NUM_TOP, WatchedToken
 from freedive.errors import UserError
 from freedive.model.batch import Batch, Runner, UnreadableWeights
 
@@ -58,10 +60,11 @@ class StepExecutor:
         self.num_steps += 1
         self.num_computed_tokens += len(batch.tokens)
         self._embed(plan)
-        rows = iter(logits)
+        rows, first = iter(logits), 0
         for scheduled in plan:
             self.num_drafted_tokens += len(scheduled.draft)
-            self._take(scheduled, list(islice(rows, len(scheduled.output_rows))))
+            self._take(scheduled, list(islice(rows, len(scheduled.output_rows))), first + scheduled.num_tokens - 1)
+            first += scheduled.num_tokens + len(scheduled.draft)
         if self._draft_budget and self._runner.drafts:
             self._draft(plan, batch)
         seconds = time.perf_counter() - start
@@ -70,8 +73,11 @@ class StepExecutor:
         if not decoding:
             self._chunk_sizer.record(len(batch.tokens), seconds)
 
-    def _take(self, scheduled: ScheduledSequence, logits: abc.Sequence[Floats]) -> None:
-        """Updates the sequence of ``scheduled`` after a step with the ``logits`` of its output rows."""
+    def _take(self, scheduled: ScheduledSequence, logits: abc.Sequence[Floats], newest: int) -> None:
+        """Updates the sequence of ``scheduled`` after a step with the ``logits`` of its output rows.
+
+        ``newest`` is the row of its newest token in the step.
+        """
         sequence = scheduled.sequence
         if sequence.scores:
             sequence.scores.add(sequence.num_cached_tokens, logits)
@@ -85,7 +91,7 @@ class StepExecutor:
         if len(sequence.tokens) == sequence.max_length:
             self._finish(sequence, empty_output(sequence))
         else:
-            self._verify(sequence, scheduled.draft, logits[-1 - len(scheduled.draft) :])
+            self._verify(sequence, scheduled.draft, logits[-1 - len(scheduled.draft) :], newest)
 
     def _embed(self, plan: StepPlan) -> None:
         """Pools the hidden states of the step for embedding requests, and ends those whose prompt is complete."""
@@ -119,21 +125,27 @@ class StepExecutor:
         ):
             sequence.mtp.predict(len(sequence.tokens), int(logits.argmax()))
 
-    def _verify(self, sequence: Sequence, draft: abc.Sequence[int], logits: abc.Sequence[Floats]) -> None:
+    def _verify(self, sequence: Sequence, draft: abc.Sequence[int], logits: abc.Sequence[Floats], newest: int) -> None:
         """Adds one token to the answer of ``sequence``, and one more for each draft token that is accepted.
 
-        ``logits`` has one row for the newest token of ``sequence`` and one for each token of ``draft``.
+        ``logits`` has one row for the newest token of ``sequence`` and one for each token of ``draft``. They are rows
+        of the step from ``newest`` on.
         """
-        for guess, row in zip_longest(draft, logits):
-            if not self._add_token(sequence, row) or sequence.tokens[-1] != guess:
+        for row, (guess, scores) in enumerate(zip_longest(draft, logits), newest):
+            if not self._add_token(sequence, scores, row) or sequence.tokens[-1] != guess:
                 return
             sequence.num_cached_tokens += 1
             self.num_accepted_tokens += 1
 
-    def _add_token(self, sequence: Sequence, logits: Floats) -> bool:
-        """Samples one token from ``logits`` and adds it to the answer. Returns False if the answer has ended."""
+    def _add_token(self, sequence: Sequence, logits: Floats, row: int) -> bool:
+        """Samples one token from ``logits``, of ``row`` of the step, and adds it to the answer.
+
+        Returns False if the answer has ended.
+        """
         try:
             output = next_output(sequence, logits)
+            if sequence.generation.watches:
+                self._show(sequence, logits, row)
         except UserError as error:  # the requested grammar is too complex for the constraint
             self._finish(sequence, error)
             return False
@@ -147,6 +159,13 @@ class StepExecutor:
         else:
             sequence.generation.deliver(output)
         return not output.finish_reason
+
+    def _show(self, sequence: Sequence, logits: Floats, row: int) -> None:
+        """Tells those who watch ``sequence`` how its newest token was chosen from ``logits``."""
+        generation, runner = sequence.generation, self._runner
+        entry = logprobs(logits, sequence.tokens[-1], NUM_TOP)
+        index, choice = generation.timings.num_generated - 1, (entry.token_id, entry.logprob or 0.0, entry.top)
+        generation.watches.add(WatchedToken(index, *choice, runner.chosen_experts(row), runner.missed_experts()))
 
 
 def suspects_of(plan: StepPlan, error: BaseException) -> list[Sequence]:

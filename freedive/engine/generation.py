@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from freedive.engine.watch import Watches
 from freedive.errors import Unavailable, UserError
 from freedive.text.dialects.dialect import Event, Text
 
@@ -135,6 +136,7 @@ class Generation:
 
     ``num_cached_tokens`` counts the prompt tokens that were found in the prefix cache; it is final when the first
     output arrives. ``num_prefilled_tokens`` counts the prompt tokens, those included, that need no more computation.
+    Through ``watches`` others see how its tokens are chosen, from any moment on.
 
     The iteration ends after the output with a ``finish_reason``. It raises :class:`EngineError` if the engine fails,
     and UserError if the requested constraint cannot be satisfied. Leaving the iteration early cancels the request.
@@ -152,6 +154,7 @@ class Generation:
         self.num_prompt_tokens = num_prompt_tokens
         self.num_cached_tokens = self.num_prefilled_tokens = 0
         self.seed = seed
+        self.watches = Watches()
         self.timings = Timings(time.perf_counter())
         self._cancel, self._end_thoughts = cancel, end_thoughts
         self._arrived: SimpleQueue[Delivery] = SimpleQueue()

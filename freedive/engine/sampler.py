@@ -95,12 +95,7 @@ def masked(logits: Floats, allowed: Bytes) -> Floats:
 
 def logprobs(logits: Floats, token: int, num_top: int) -> TokenLogprobs:
     """Returns the log-probabilities of ``token`` and of the ``num_top`` likeliest tokens (lower ids first on a tie)."""
-    top = float(logits.max())
-    log_total = top + math.log(np.exp(logits - top).sum(dtype=np.float64))
-    likeliest: list[int] = []
-    if num_top:
-        candidates = np.flatnonzero(logits >= _native.kth_largest(logits, min(num_top, len(logits))))
-        likeliest = candidates[np.argsort(-logits[candidates], kind="stable")][:num_top].tolist()
+    likeliest, log_total = _native.likeliest(logits, min(num_top, len(logits)))
     return TokenLogprobs(
         token, float(logits[token]) - log_total, tuple((id, float(logits[id]) - log_total) for id in likeliest)
     )

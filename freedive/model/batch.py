@@ -140,5 +140,14 @@ class Runner(Protocol):
         the request.
         """
 
+    def chosen_experts(self, row: int) -> Ints:
+        """Returns the experts of row ``row`` of the last step, int32 [layers with experts, num_chosen].
+
+        Layers that choose fewer have -1 for the rest.
+        """
+
+    def missed_experts(self) -> Sequence[Sequence[int]]:
+        """Returns the experts that the last step read from disk, for each layer with experts; () if none are there."""
+
     def embed(self, output_rows: Ints) -> Floats:
         """Returns the hidden states [W, hidden] at the rows ``output_rows`` of the last step, after the last norm."""

@@ -134,8 +134,8 @@ def multiply(isa: str, format: Format, rows: int, k: int, packed: _Bytes, x: _Fl
 def checksum(data: _Bytes) -> int:
     """64 bits that depend on every bit of ``data`` and on their order."""
 
-def kth_largest(values: _Floats, k: int) -> float:
-    """The k-th largest of ``values``, 1 <= k <= size; none is NaN."""
+def likeliest(logits: _Floats, k: int) -> tuple[list[int], float]:
+    """The ``k`` likeliest tokens, lower ids first on a tie, and log(sum(exp(logits))); no logit is NaN."""
 
 def mask(logits: _Floats, allowed: _Bytes, out: _Floats) -> None:
     """The logits of the tokens in ``allowed``, a bit for each; minus infinity for all others."""
@@ -336,6 +336,8 @@ class Program:
     """Rows of the last step that raised UnreadableWeights which needed these weights."""
     expert_traffic: list[tuple[int, int, int, float]]
     """For each layer of experts that are read from a file: hits, misses, bytes read, and seconds that steps waited."""
+    missed_experts: list[list[int]]
+    """For each layer of experts that are read from a file: those that were not in memory in the last step."""
 
     def allocate(self, max_rows: int, num_pages: int, num_slots: int = 0, num_sequences: int = 0) -> None: ...
     def step(
@@ -355,6 +357,9 @@ class Program:
     ) -> _Floats: ...
     def routes(self, index: int) -> tuple[_Ints, _Floats]:
         """Of each token of the last step: the experts that it goes to and their weights, [T, num_chosen] each."""
+
+    def chosen_experts(self, row: int) -> npt.NDArray[np.int32]:
+        """Of one token of the last step: its experts in every layer, [layers, num_chosen], and -1 for the rest."""
 
     def read(self, buffer: int) -> _Floats:
         """A buffer's rows of the last step."""

@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 
@@ -259,6 +260,17 @@ void bind_recording(ProgramClass& program) {
         .def_prop_ro("num_operations", [](const Program& p) { return p.operations.size(); });
 }
 
+// The experts of one row of the last step in all layers, [layers, num_chosen]; -1 where a layer chooses fewer.
+IntMatrix chosen_experts(const Program& program, int row) {
+    index_below(row, program.step.num_rows(Rows::Tokens), "row");
+    std::size_t width = 0;
+    for (const Routes& routes : program.routes) width = std::max<std::size_t>(width, routes.num_chosen);
+    std::vector<std::int32_t> all(program.routes.size() * width, -1);
+    for (std::size_t i = 0; i < program.routes.size(); i++)
+        std::copy_n(program.routes[i].experts_of(row), program.routes[i].num_chosen, all.begin() + i * width);
+    return copied(all.data(), program.routes.size(), width, width);
+}
+
 void bind_steps(ProgramClass& program) {
     program
         .def("step", &take_step, "tokens"_a, "lengths"_a, "starts"_a, "pages"_a, "wanted"_a, "prompts"_a, "begin"_a,
@@ -272,6 +284,7 @@ void bind_steps(ProgramClass& program) {
                                   copied(routes.weights_of(0), rows, width, routes.stride()));
             },
             "index"_a)
+        .def("chosen_experts", &chosen_experts, "row"_a)
         .def(
             "read",
             [](const Program& p, int index) {
@@ -297,12 +310,16 @@ void bind_paging(ProgramClass& program) {
         .def_ro("unread_rows", &Program::unread_rows)
         .def_prop_ro("slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_bytes() : 0; })
         .def_prop_ro("used_slots_bytes", [](const Program& p) { return paged(p) ? paged(p)->num_used_bytes() : 0; })
-        .def_prop_ro("expert_traffic", [](const Program& p) {
-            std::vector<Traffic> all;
-            for (const ExpertTraffic& layer : paged(p) ? paged(p)->traffic() : std::vector<ExpertTraffic>())
-                all.emplace_back(layer.hits, layer.misses, layer.bytes, layer.stalled_s);
-            return all;
-        });
+        .def_prop_ro(
+            "expert_traffic",
+            [](const Program& p) {
+                std::vector<Traffic> all;
+                for (const ExpertTraffic& layer : paged(p) ? paged(p)->traffic() : std::vector<ExpertTraffic>())
+                    all.emplace_back(layer.hits, layer.misses, layer.bytes, layer.stalled_s);
+                return all;
+            })
+        .def_prop_ro("missed_experts",
+                     [](const Program& p) { return paged(p) ? paged(p)->missed() : std::vector<std::vector<int>>(); });
 }
 
 void bind_memory(ProgramClass& program) {

@@ -1,11 +1,20 @@
 // Python's view of sampling. It converts types only.
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
 #include "bind.h"
 #include "sampling.h"
 
 namespace freedive {
 
 void bind_sampling(nb::module_& m) {
-    m.def("kth_largest", [](Floats values, int k) { return kth_largest(view(values), k); }, "values"_a, "k"_a);
+    m.def(
+        "likeliest",
+        [](Floats logits, int k) {
+            Likeliest found = likeliest(view(logits), k);
+            return std::tuple(std::move(found.tokens), found.log_total);
+        },
+        "logits"_a, "k"_a);
     m.def(
         "mask",
         [](Floats logits, Bytes allowed, MutableFloats out) {

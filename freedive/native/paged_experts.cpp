@@ -104,7 +104,10 @@ void PagedExperts::plan(Layer& layer, std::span<const int> experts, int begin) {
     // A layer that reads more than its share of the slots would replace all that the next layers need.
     const bool scans = std::size_t(count) * pool.num_layers > pool.slots.size();
     if (begin == 0) {
-        if (&layer == &layers_.front()) now_ += 1 / kHalfLife;
+        if (&layer == &layers_.front()) {  // a step begins
+            now_ += 1 / kHalfLife;
+            for (Layer& each : layers_) each.missed.clear();
+        }
         unpin_all(layer);
         pin_hits(layer, experts, scans);
     } else {
@@ -165,6 +168,7 @@ bool PagedExperts::pin(Layer& layer, int expert, bool scans) {
     pool.num_pinned++, pool.pinned.push_back(slot), pool.ranks[slot] = kPinned;
     if (!scans) use(layer, expert);
     layer.traffic.hits += hit, layer.traffic.misses += !hit;
+    if (!hit) layer.missed.push_back(expert);
     return true;
 }
 
@@ -301,6 +305,13 @@ std::vector<ExpertTraffic> PagedExperts::traffic() const {
     const std::lock_guard lock(mutex_);
     std::vector<ExpertTraffic> all;
     for (const Layer& layer : layers_) all.push_back(layer.traffic);
+    return all;
+}
+
+std::vector<std::vector<int>> PagedExperts::missed() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::vector<int>> all;
+    for (const Layer& layer : layers_) all.push_back(layer.missed);
     return all;
 }
 

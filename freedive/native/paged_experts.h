@@ -43,6 +43,8 @@ class PagedExperts final : public ExpertSource, public std::enable_shared_from_t
     std::size_t num_bytes() const;
     std::size_t num_used_bytes() const;
     std::vector<ExpertTraffic> traffic() const;
+    // Of each layer: the experts that the last step read.
+    std::vector<std::vector<int>> missed() const;
 
   private:
     static constexpr int kNowhere = -1;
@@ -72,6 +74,7 @@ class PagedExperts final : public ExpertSource, public std::enable_shared_from_t
         std::vector<int> order;    // in which free memory is filled
         std::vector<double> uses;  // of each expert: the logarithm of its uses, later ones counting more
         ExpertTraffic traffic{};
+        std::vector<int> missed{};  // experts that were not in memory in this step
     };
 
     void plan(Layer& layer, std::span<const int> experts, int begin);

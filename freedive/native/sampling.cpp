@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -128,11 +129,22 @@ const Weights& weights_of(std::span<const float> logits, const Sampling& samplin
 
 }  // namespace
 
-float kth_largest(std::span<const float> values, int k) {
-    index_below(k - std::int64_t(1), values.size(), "place");
-    std::vector<float> peaks;
-    find_peaks(values, peaks);
-    return kth_largest(values, peaks, k);
+Likeliest likeliest(std::span<const float> logits, int k) {
+    index_below(k, logits.size() + 1, "number of tokens");
+    const Weights& weights = weights_of(logits, {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0});
+    // Weights are rounded, so that they may order two logits wrongly that are nearly equal.
+    const float least = 0.999f * kth_largest(weights.values, weights.peaks, std::max(k, 1));
+    Likeliest found{{}, 0};
+    for (std::size_t b = 0; b < weights.peaks.size(); b++) {
+        found.log_total += sum_of_block(weights, b);
+        if (weights.peaks[b] >= least)
+            for (std::size_t i = b * kBlock; i < std::min(logits.size(), (b + 1) * kBlock); i++)
+                if (weights.values[i] >= least) found.tokens.push_back(int(i));
+    }
+    std::stable_sort(found.tokens.begin(), found.tokens.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    found.log_total = std::log(found.log_total) + (found.tokens.empty() ? 0 : logits[found.tokens[0]]);
+    found.tokens.resize(std::min(found.tokens.size(), std::size_t(k)));  // none is found among NaNs
+    return found;
 }
 
 void mask(std::span<const float> logits, std::span<const std::uint8_t> allowed, std::span<float> out) {

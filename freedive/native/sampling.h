@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace freedive {
 
@@ -13,8 +14,14 @@ struct Sampling {
     float top_p, min_p;
 };
 
-// The k-th largest of `values`, 1 <= k <= size; none is NaN.
-float kth_largest(std::span<const float> values, int k);
+// The tokens with the largest logits, the largest first and lower ids first on a tie, and log(sum(exp(logit))).
+struct Likeliest {
+    std::vector<int> tokens;
+    double log_total;
+};
+
+// Returns the k likeliest tokens, 0 <= k <= size. No logit is NaN.
+Likeliest likeliest(std::span<const float> logits, int k);
 
 // Writes the logits of the tokens in `allowed`, which has one bit for each token, and minus infinity for all others.
 void mask(std::span<const float> logits, std::span<const std::uint8_t> allowed, std::span<float> out);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -216,6 +216,14 @@ class NativeRunner:
     def routes(self) -> list[Routes]:
         """Returns the routes of the last step, for each layer with experts."""
         return [Routes(*self._program.routes(index)) for index in self._routes]
+
+    def chosen_experts(self, row: int) -> Ints:
+        """Implements :meth:`freedive.model.batch.Runner.chosen_experts`; an MTP layer, the last one, is left out."""
+        return self._program.chosen_experts(row)[: len(self._load)]
+
+    def missed_experts(self) -> Sequence[Sequence[int]]:
+        """Implements :meth:`freedive.model.batch.Runner.missed_experts`."""
+        return self._program.missed_experts[: len(self._load)]
 
     def expert_load(self) -> list[list[int]]:
         """Returns the number of rows of each expert in the counted steps, for each layer with experts.

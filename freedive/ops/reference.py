@@ -354,8 +354,7 @@ class ReferenceRunner:
         self.pages_experts = False
         self.boundaries: tuple[int, ...] = ()
         self.routes: list[Routes] = []
-        self._model = model
-        self._weights = weights
+        self._model, self._weights = model, weights
         places = num_pages * PAGE_TOKENS
         self._cache = [
             tuple(np.zeros((places, heads, dim), np.float32) for heads, dim in cache_shapes(layer.mixer.state))
@@ -381,6 +380,14 @@ class ReferenceRunner:
         assert self._model.mtp
         ops = ReferenceOps(replace(self._batch, tokens=tokens, output_rows=output_rows), self._cache, self._slots)
         return draft(self._model, self._model.mtp, self._weights, self._states, ops)
+
+    def chosen_experts(self, row: int) -> Ints:
+        """Implements :meth:`freedive.model.batch.Runner.chosen_experts` for layers that choose equally many."""
+        return np.array([layer.experts[row] for layer in self.routes], np.int32)
+
+    def missed_experts(self) -> tuple[()]:
+        """Implements :meth:`freedive.model.batch.Runner.missed_experts`."""
+        return ()
 
     def embed(self, output_rows: Ints) -> Array:
         """Implements :meth:`freedive.model.batch.Runner.embed`."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Unpack
 from freedive.engine.generation import Timings, TokenOutput
 from freedive.engine.sampling import Sampling, SamplingFields
 from freedive.engine.submission import Job
+from freedive.engine.watch import Watches
 from freedive.text.prompt import Prompt
 from freedive.text.request import Input
 
@@ -29,6 +30,9 @@ class Generation(Protocol):
 
     @property
     def timings(self) -> Timings: ...
+
+    @property
+    def watches(self) -> Watches: ...
 
     def __aiter__(self) -> AsyncIterator[TokenOutput]: ...
 

@@ -147,6 +147,13 @@ class FakeRunner:
         assert len(tokens) == len(self.histories)
         return self._logits([np.append(self.histories[row], tokens[row]) for row in output_rows])
 
+    def chosen_experts(self, row: int) -> np.ndarray:
+        """Two layers, whose experts say which row they are of."""
+        return np.array([[row, 1], [2, -1]], np.int32)
+
+    def missed_experts(self) -> list[list[int]]:
+        return [[1], []]
+
     def _logits(self, histories: list[np.ndarray]) -> np.ndarray:
         return np.array([self.logits_of(history) for history in histories], np.float32).reshape(-1, VOCAB)
 

@@ -145,10 +145,25 @@ def test_unknown_operations_and_buffers_are_refused(part: Any, runner: NativeRun
 # --- functions without a program ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", [0, 4, *BEYOND])
-def test_a_place_beyond_the_values_is_refused(k: int) -> None:
+@pytest.mark.parametrize("k", [4, *BEYOND])
+def test_more_of_the_likeliest_tokens_than_there_are_is_refused(k: int) -> None:
     with pytest.raises(IndexError):
-        _native.kth_largest(LOGITS, k)
+        _native.likeliest(LOGITS, k)
+
+
+@pytest.mark.parametrize("places", [[0], [70], [99], range(100)])
+def test_logits_that_are_not_numbers_do_no_harm(places: Any) -> None:
+    logits = np.zeros(100, np.float32)
+    logits[places] = np.nan
+    tokens, _ = _native.likeliest(logits, 20)
+    assert len(set(tokens)) == len(tokens) <= 20
+
+
+@pytest.mark.parametrize("row", [3, *BEYOND])
+def test_the_experts_of_an_unknown_row_are_refused(row: int, runner: NativeRunner) -> None:
+    runner.step(batch())
+    with pytest.raises(IndexError):
+        runner.chosen_experts(row)
 
 
 def test_more_alternatives_than_tokens_are_all_of_them() -> None:

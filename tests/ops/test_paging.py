@@ -147,6 +147,21 @@ def test_memory_is_filled_before_the_first_step(store_of: Callable[[str], Weight
     assert sum(layer.misses for layer in traffic(paged)) == 0
 
 
+def test_the_experts_that_a_step_reads_are_told(store_of: Callable[[str], WeightStore]) -> None:
+    store = store_of("qwen3_moe")
+    paged = runner("qwen3_moe", store, Paging(expert_bytes(store) // 4))
+    for token in range(5, 40):
+        before = traffic(paged)
+        paged.step(Batch.whole([[token]]))
+        missed = paged.missed_experts()
+        assert list(map(len, missed)) == [
+            now.misses - then.misses for now, then in zip(traffic(paged), before, strict=True)
+        ]
+        chosen = paged.chosen_experts(0).tolist()
+        assert all(set(few) <= set(all_) for few, all_ in zip(missed, chosen, strict=True))
+    assert any(missed)
+
+
 def test_prompt_larger_than_the_memory_leaves_most_of_it_alone(store_of: Callable[[str], WeightStore]) -> None:
     """A scan that replaced the least recently used record would hit nothing, the second time as the first."""
     store = store_of("many experts")

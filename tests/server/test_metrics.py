@@ -180,7 +180,7 @@ def test_stats_are_json(observed: ObservedServer) -> None:
 
 def test_the_load_of_experts_is_reported(observed: ObservedServer) -> None:
     experts = httpx.get(f"{observed.url}/v1/stats/experts").json()
-    assert experts["models"] == {"echo": [[3, 1], [0, 4]]}
+    assert experts["models"] == {"echo": [[3, 1, 0, 0], [0, 4, 0, 0]]}
     assert experts["on_disk"]["echo"][1] == {"hits": 2, "misses": 2, "read_bytes": 1024, "stalled_s": 0.25}
 
 

@@ -14,6 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from freedive.errors import NotFound, Overloaded
 from freedive.json_object import Json
+from freedive.server.answers.expert_map import expert_events
 from freedive.server.answers.meter import stored_meter
 from freedive.server.answers.prompt import chat_request
 from freedive.server.answers.running import RunningAnswer
@@ -86,6 +87,14 @@ class Answers:
             return running.events()
         tree = await run_in_threadpool(self._chats.holding(id).read, _owner(request), id)
         return self._one_snapshot(tree.path(message)[-1])
+
+    async def experts(self, request: Request, id: str, message: str) -> AsyncGenerator[bytes, None]:
+        """Returns what the expert map shows of an answer, which is nothing if it does not run. Raises NotFound."""
+        if running := self._running.get((_owner(request), id, message)):
+            return expert_events(running)
+        tree = await run_in_threadpool(self._chats.holding(id).read, _owner(request), id)
+        tree.path(message)
+        return _nothing()
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
@@ -168,6 +177,10 @@ class Answers:
 def _owner(request: Request) -> str:
     record: RequestRecord = request.state.record
     return record.key.id
+
+
+async def _nothing() -> AsyncGenerator[bytes, None]:
+    yield event({"over": True})
 
 
 async def _never() -> Json:

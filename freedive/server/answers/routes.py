@@ -26,6 +26,10 @@ def router(answers: Answers) -> APIRouter:
     async def events(id: str, message: str, request: Request) -> EventStream:
         return EventStream(await answers.events(request, id, message))
 
+    @routes.get("/{id}/answers/{message}/experts", response_model=None)
+    async def experts(id: str, message: str, request: Request) -> EventStream:
+        return EventStream(await answers.experts(request, id, message))
+
     @routes.post("/{id}/answers/{message}/stop")
     async def stop(id: str, message: str, request: Request) -> Json:
         await answers.stop(request, id, message)

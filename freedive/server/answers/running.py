@@ -111,6 +111,16 @@ class RunningAnswer:
         finally:
             self._num_listeners -= 1
 
+    async def submitted(self) -> Completions | None:
+        """Returns the completions as soon as there are some; None if the answer ends before."""
+        while not (self.completions or await self.has_ended(WAIT_S)):
+            pass
+        return None if self._over.is_set() else self.completions
+
+    async def has_ended(self, seconds: float) -> bool:
+        """Waits for the end, for so many seconds at most; returns whether all has arrived."""
+        return await _has_passed(self._over, seconds)
+
     @property
     def meter(self) -> Json:
         """The numbers of the answer now."""

@@ -42,6 +42,7 @@ def router(service: Service, auth: Auth) -> APIRouter:
             other={"code": other, "name": translations[other]["language"]},
             theme=cookies["theme"] if cookies.get("theme") in THEMES else THEMES[0],
             closed=cookies.get("bar") == "closed",
+            experts_open=cookies.get("experts") == "open",
             names=[] if auth.locked else list(service.models.slots),
         )
         return HTMLResponse(html, headers={"Cache-Control": "no-cache", "Vary": "Accept-Language, Cookie"})

@@ -18,7 +18,7 @@ export class Chat {
   #views = new Map(); // by the id of the message; an answer goes on growing while another branch is shown
   #control = new AbortController(); // ends with the stay at this conversation
 
-  // `on`: opened(conversation), created(conversation), continued(), running(is), model() for the one that is chosen.
+  // `on`: opened(conversation), created(conversation), continued(), running(is), growing(experts, signal), model() for the one that is chosen.
   constructor(on) {
     this.on = on;
   }
@@ -97,6 +97,7 @@ export class Chat {
   async #follow(message, view) {
     const { conversation } = this;
     const { signal } = this.#control;
+    this.on.growing(conversation.expertsOf(message.id), signal);
     try {
       const change = (how) => this.#following(how);
       const end = await follow(conversation.eventsOf(message.id), view, signal, change);

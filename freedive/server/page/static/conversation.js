@@ -103,6 +103,7 @@ export class Conversation {
   stop = (id) => post(`${this.path}/answers/${id}/stop`);
   answerNow = (id) => post(`${this.path}/answers/${id}/answer-now`);
   eventsOf = (id) => `${this.path}/answers/${id}/events`;
+  expertsOf = (id) => `${this.path}/answers/${id}/experts`;
 
   async choose(leaf) {
     this.tree.leaf = leaf;

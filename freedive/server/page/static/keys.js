@@ -12,6 +12,7 @@ export function listen(acts) {
     { press: "Ctrl+K", key: "search", act: acts.search },
     { press: "Ctrl+Shift+O", key: "new_chat", act: acts.newChat },
     { press: "Ctrl+B", key: "sidebar", act: acts.sidebar },
+    { press: "Ctrl+E", key: "experts", act: acts.experts },
     { press: "Ctrl+,", key: "settings", act: acts.settings },
     { press: "Escape", key: "stop", act: acts.stop },
     { press: "Shift+Escape", key: "focus_message", act: acts.focus },

@@ -1,11 +1,11 @@
-// Language, colours and side bar, which the server knows from cookies so that the page comes as it was left.
+// Language, colours, side bar and expert map, which the server knows from cookies so that the page comes as it was left.
 
 import { byId } from "./dom.js";
 
 const root = document.documentElement;
 const THEMES = { auto: "light", light: "dark", dark: "auto" };
 
-function remember(name, value) {
+export function remember(name, value) {
   document.cookie = `${name}=${value}; path=/; max-age=31536000; SameSite=Strict`;
 }
 

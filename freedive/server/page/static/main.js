@@ -6,6 +6,7 @@ import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { SideBar } from "./conversations.js";
 import { byId } from "./dom.js";
+import { followExperts, toggleExperts } from "./experts.js";
 import * as keys from "./keys.js";
 import { toggleSideBar } from "./looks.js";
 import { openMenu } from "./menu.js";
@@ -22,6 +23,7 @@ const chat = new Chat({
   created,
   continued: () => refresh(),
   running: (is) => (composer.running = is),
+  growing: followExperts,
   lost: () => {
     history.replaceState(null, "", location.pathname);
     route();
@@ -124,6 +126,7 @@ keys.listen({
   search: openSearch,
   newChat,
   sidebar: () => toggleSideBar(),
+  experts: () => toggleExperts(),
   settings: showSettings,
   stop: () => (chat.isRunning ? void chat.stop() : false),
   focus: () => byId("message").focus(),

@@ -1,6 +1,7 @@
 // Messages in the page: a question of the reader's, or an answer that may still grow.
 
 import { element, icon, iconButton, rendered, textButton } from "./dom.js";
+import { expertsButton } from "./experts.js";
 import { fileChip } from "./files.js";
 import { meterText, Waiting } from "./meter.js";
 import { canSpeak, speak } from "./speech.js";
@@ -105,7 +106,7 @@ export class AnswerView extends MessageView {
     this.node.setAttribute("aria-busy", "true");
     this.waiting = new Waiting();
     this.body.before(this.waiting.node);
-    this.actions.replaceChildren();
+    this.actions.replaceChildren(expertsButton());
   }
 
   // All that there is of a running answer; more comes with grow.
@@ -213,6 +214,7 @@ export class AnswerView extends MessageView {
       this.actions.append(iconButton("next", "continue", () => acts.continue(message)));
     }
     if (canSpeak) this.actions.append(iconButton("speak", "read_aloud", () => speak(this.body.innerText)));
+    this.actions.append(expertsButton());
     const text = meterText({ ...this.meter, ...message.usage, ...message.timings });
     if (text) this.actions.append(element("span", { className: "meter" }, text));
   }
