@@ -8,8 +8,10 @@ import { SideBar } from "./conversations.js";
 import { byId } from "./dom.js";
 import * as keys from "./keys.js";
 import { toggleSideBar } from "./looks.js";
+import { openLibrary } from "./library.js";
 import { openMenu } from "./menu.js";
 import { chosenModel, offerModels, onModel, showModel } from "./models.js";
+import { onBeside, showBeside } from "./pair.js";
 import { openSearch } from "./search.js";
 import { openSettings } from "./settings.js";
 import { toast } from "./toast.js";
@@ -17,11 +19,16 @@ import { word } from "./translations.js";
 
 const [title, temporary, settingsButton] = ["title", "temporary", "settings-open"].map(byId);
 
+let wasRunning = false;
+
 const chat = new Chat({
   opened,
   created,
   continued: () => refresh(),
-  running: (is) => (composer.running = is),
+  running: (is) => {
+    if (is !== wasRunning) offerModels().catch(() => {}); // the answer may load its model
+    composer.running = wasRunning = is;
+  },
   lost: () => {
     history.replaceState(null, "", location.pathname);
     route();
@@ -50,6 +57,7 @@ const sideBar = new SideBar({
 function opened(conversation) {
   showTitle(conversation);
   showModel(conversation.model);
+  showBeside(conversation.settings.beside);
   showTemporary();
   sideBar.mark(conversation.id);
   composer.open(conversation.id, conversation.waitingFiles);
@@ -119,12 +127,17 @@ const showSettings = () =>
 onModel((model) =>
   chat.conversation.set({ ...chat.conversation.settings, model }).catch((error) => toast(error.message)),
 );
+onBeside((beside) => {
+  const { beside: before, ...settings } = chat.conversation.settings;
+  chat.conversation.set(beside ? { ...settings, beside } : settings).catch((error) => toast(error.message));
+});
 onImport(refresh);
 keys.listen({
   search: openSearch,
   newChat,
   sidebar: () => toggleSideBar(),
   settings: showSettings,
+  models: openLibrary,
   stop: () => (chat.isRunning ? void chat.stop() : false),
   focus: () => byId("message").focus(),
 });
@@ -134,6 +147,7 @@ temporary.addEventListener("click", () => {
   showTemporary();
 });
 byId("list").addEventListener("click", ({ target }) => target.closest("a") && toggleSideBar(false));
+byId("library-open").addEventListener("click", openLibrary);
 byId("new").addEventListener("click", newChat);
 byId("search-open").addEventListener("click", openSearch);
 byId("help-open").addEventListener("click", () => byId("help").showModal());
