@@ -130,7 +130,7 @@ def test_a_download_that_fails_says_why(models: tuple[Page, EchoModel, EchoModel
     open_models(page)
     press(page, "new", "Download")
     page.until(lambda: page.find(f"{row('new')} .wrong").text == "The disk is full. Check the network")
-    assert "Continue the download" in buttons(page, "new")
+    page.until(lambda: "Continue the download" in buttons(page, "new"))
 
 
 def test_a_model_is_unloaded_removed_and_quantised(

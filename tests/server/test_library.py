@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +21,8 @@ PATH = "/app/library"
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
     monkeypatch.setattr(routes, "TICK_S", 0.01)
 
 
@@ -164,7 +166,7 @@ def test_the_card_is_of_the_model_that_was_asked_for(http: httpx.Client) -> None
 
 
 def test_a_key_without_rights_sees_what_is_served_and_changes_nothing(library: EchoLibrary) -> None:
-    secret, headers = keys.create("ann"), {}
+    secret = keys.create("ann")
     with (
         serving(EchoModel(), keys=Keys(), library=library, fetch=library.fetch) as url,
         httpx.Client(base_url=url + PATH, headers={"Authorization": f"Bearer {secret}"}) as http,
@@ -179,7 +181,7 @@ def test_a_key_without_rights_sees_what_is_served_and_changes_nothing(library: E
         assert error(http.get("/card", params={"model": "new"}), 403)
         assert http.get("/card", params={"model": "echo"}).status_code == 200
         assert until(http, lambda now: True)["jobs"] == []
-        assert httpx.get(f"{url}{PATH}", headers=headers).status_code == 401
+        assert httpx.get(f"{url}{PATH}").status_code == 401
     assert library.started == []
 
 

@@ -67,7 +67,7 @@ async function take(states, now) {
   showStates(states);
   const served = models.filter((model) => model.served).map(({ name }) => name);
   const isNew = Object.keys(states).join("\n") !== served.join("\n");
-  const hasEnded = [...before].some(([name, { id }]) => jobs.get(name)?.id !== id);
+  const hasEnded = [...before].some(([name, { id, state }]) => jobs.get(name)?.id !== id || jobs.get(name).state !== state);
   if (isNew || hasEnded) await reload();
   for (const model of models) if (model.served) model.state = states[model.name] ?? model.state;
   draw();
@@ -81,11 +81,11 @@ function draw() {
     const place = GROUPS.findIndex(({ has }) => has(model, jobs.get(model.name)));
     if (place >= 0) parts[place][1].push(model);
   }
-  const focused = document.activeElement;
   const nodes = parts.filter(([, group]) => group.length).flatMap(([key, group]) => [
     heading(key),
     ...group.map((model) => row(model).show(model, jobs.get(model.name))),
   ]);
+  const focused = document.activeElement;
   if (nodes.length !== list.children.length || nodes.some((node, index) => node !== list.children[index])) {
     list.replaceChildren(...nodes);
     if (list.contains(focused)) focused.focus();
@@ -108,6 +108,7 @@ function row({ name }) {
 // One model. Its buttons are replaced only when others are offered, so that progress takes no focus.
 class Row {
   #offered = "";
+  #wasPressed = false;
 
   constructor(name) {
     this.name = name;
@@ -164,15 +165,19 @@ class Row {
     this.buttons.replaceChildren(
       ...offers.map((offer) => textButton(offer.key, ({ currentTarget }) => this.#act(currentTarget, offer), offer.look)),
     );
+    if (this.#wasPressed) this.buttons.firstChild?.focus();
+    this.#wasPressed = false;
   }
 
   // The job and the model are those of the moment of the click.
   async #act(button, { act }) {
     button.disabled = true;
+    this.#wasPressed = true; // so the model stays in view, wherever it stands then
     try {
       await act(this.model, jobs.get(this.name), button);
     } catch (error) {
       toast(error.message);
+      this.#wasPressed = false;
     } finally {
       button.disabled = false;
     }
@@ -206,13 +211,13 @@ const OFFERS = {
   choose: { key: "use_model", look: "primary", act: ({ name }) => (useModel(name), dialog.close()) },
   load: { key: "load_model", act: ({ name }) => post(`${ROOT}/load`, { model: name }) },
   unload: { key: "unload_model", act: ({ name }) => post(`${ROOT}/unload`, { model: name }) },
-  serve: { key: "serve_model", look: "primary", act: ({ name }) => post(`${ROOT}/downloads`, { model: name }) },
-  download: { key: "download", look: "primary", act: ({ name }) => post(`${ROOT}/downloads`, { model: name }) },
-  resume: { key: "resume_download", look: "primary", act: ({ name }) => post(`${ROOT}/downloads`, { model: name }) },
+  serve: { key: "serve_model", act: ({ name }) => post(`${ROOT}/downloads`, { model: name }) },
+  download: { key: "download", act: ({ name }) => post(`${ROOT}/downloads`, { model: name }) },
+  resume: { key: "resume_download", act: ({ name }) => post(`${ROOT}/downloads`, { model: name }) },
   pause: { key: "pause", act: (model, job) => end(post(`${ROOT}/jobs/${job.id}/stop`)) },
   cancel: { key: "cancel", act: (model, job) => end(remove(`${ROOT}/jobs/${job.id}`)) },
   discard: { key: "discard", act: ({ name }) => end(post(`${ROOT}/discard`, { model: name })) },
-  quantize: { key: "quantize", act: (model, job, button) => openMenu(button, formats.map((each) => formatItem(model, each)), dialog) },
+  quantize: { key: "quantize", act: chooseFormat },
   remove: { key: "remove_model", act: askToRemove },
 };
 
@@ -237,11 +242,15 @@ function offersFor({ name, served, state, bytes_here: here, partial_bytes: part,
 // What was stopped or removed is read again: no event tells what is on the disk.
 const end = (asked) => asked.then(reload);
 
-const formatItem = ({ name }, format) => ({
-  icon: "file",
-  text: `${format}: ${word(`format_${format}`)}`,
-  act: () => post(`${ROOT}/quantized`, { model: name, format }).catch((error) => toast(error.message)),
-});
+function chooseFormat({ name }, job, button) {
+  const items = formats.map((format) => ({
+    icon: "file",
+    text: `${format}: ${word(`format_${format}`)}`,
+    act: () => post(`${ROOT}/quantized`, { model: name, format }).catch((error) => toast(error.message)),
+  }));
+  button.disabled = false; // the menu takes the focus back to it
+  openMenu(button, items, dialog);
+}
 
 const confirmation = byId("confirm");
 
