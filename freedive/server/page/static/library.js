@@ -67,11 +67,13 @@ async function take(states, now) {
   showStates(states);
   const served = models.filter((model) => model.served).map(({ name }) => name);
   const isNew = Object.keys(states).join("\n") !== served.join("\n");
-  const hasEnded = [...before].some(([name, { id, state }]) => jobs.get(name)?.id !== id || jobs.get(name).state !== state);
-  if (isNew || hasEnded) await reload();
+  if (isNew || endings(before) !== endings(jobs)) await reload();
   for (const model of models) if (model.served) model.state = states[model.name] ?? model.state;
   draw();
 }
+
+// What changes when a job begins, ends or fails, and with it what is on the disk.
+const endings = (each) => [...each.values()].map(({ id, error }) => `${id} ${error}`).join();
 
 function draw() {
   const wanted = field.value.trim().toLowerCase();
