@@ -152,7 +152,7 @@ class Row {
     const { total, completed, bytes_per_s: speed, left_s: left } = job ?? { total: all, completed: part };
     if (total) Object.assign(this.bar, { max: total, value: Math.min(completed, total) });
     else this.bar.removeAttribute("value");
-    const texts = [word(job ? `${job.kind}_${job.state}` : "download_paused", { format: job?.format })];
+    const texts = [word(job ? `${job.kind}_${job.state}` : "paused", { format: job?.format })];
     if (completed) texts.push(total ? word("of_bytes", { done: bytes(completed), all: bytes(total) }) : bytes(completed));
     if (speed) texts.push(word("per_second", { size: bytes(speed) }));
     if (left) texts.push(word("time_left", { time: duration(left) }));
