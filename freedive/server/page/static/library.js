@@ -140,14 +140,15 @@ class Row {
     this.facts.textContent = factsOf(model).join(" · ");
     this.error.textContent = job?.error ?? "";
     this.error.hidden = !job?.error;
-    this.#showWork(job);
+    this.#showWork(job?.error ? null : job);
     this.#offer(job);
     return this.node;
   }
 
+  // Of a job, or of a download that nobody goes on with.
   #showWork(job) {
     const { partial_bytes: part = 0, download_bytes: all = 0 } = this.model;
-    this.work.hidden = !(job && !job.error) && !part;
+    this.work.hidden = !job && !part;
     if (this.work.hidden) return;
     const { total, completed, bytes_per_s: speed, left_s: left } = job ?? { total: all, completed: part };
     if (total) Object.assign(this.bar, { max: total, value: Math.min(completed, total) });
