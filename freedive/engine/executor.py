@@ -43,7 +43,7 @@ class StepExecutor:
         self.num_steps = self.num_computed_tokens = self.num_generated_tokens = self.num_drafted_tokens = (
             self.num_accepted_tokens
         ) = 0
-        self._runner = runner
+        self._runner, self._has_states = runner, runner.states.shape[1] > 0
         self._chunk_sizer = chunk_sizer
         self._draft_budget = draft_budget
         self._finish = finish
@@ -54,7 +54,7 @@ class StepExecutor:
         for scheduled in plan:
             timings = scheduled.sequence.generation.timings
             timings.started_at = timings.started_at or start
-        batch = to_batch(plan, pages)
+        batch = to_batch(plan, pages, with_states=self._has_states)
         logits = self._runner.step(batch)
         decoding = is_decoding(plan)
         self.num_steps += 1

@@ -12,6 +12,7 @@ from operator import add
 
 import numpy as np
 
+from freedive.arrays import Ints
 from freedive.engine.chunk_sizer import ChunkSizer
 from freedive.engine.kvcache import PageTables, pages_for
 from freedive.engine.prefix import PrefixCache
@@ -72,11 +73,10 @@ class Scheduler:
         self._grow()
         self._make_room()
         self._admit()
-        restoring = self.prefixes.restore(self.running) if self.prefixes else ()
+        reading = [sequence for sequence in self.running if sequence.num_pending_tokens > 1]
+        restoring = self.prefixes.restore(reading) if self.prefixes else ()
         decoding = [ScheduledSequence(sequence, 1) for sequence in self.running if sequence.num_pending_tokens == 1]
-        reading = [
-            sequence for sequence in self.running if sequence.num_pending_tokens > 1 and sequence not in restoring
-        ]
+        reading = [each for each in reading if each.num_pending_tokens > 1 and each not in restoring]
         plan = decoding + self._chunks(reading, self.chunk_sizer.chunk if decoding else self.chunk_sizer.max_chunk)
         for scheduled in plan:
             generated = (GENERATED_WEIGHT - 1) * scheduled.completes  # num_tokens already counts 1 for this row
@@ -174,31 +174,38 @@ def _draft(sequence: Sequence, most: int) -> Draft:
     return max(drafts, key=lambda draft: sum(draft.accept_probs))
 
 
-def to_batch(plan: StepPlan, pages: PageTables) -> Batch:
-    """Returns the batch of a step plan."""
+def to_batch(plan: StepPlan, pages: PageTables, *, with_states: bool) -> Batch:
+    """Returns the batch of a step plan; ``with_states`` for a model that has per-sequence states."""
     tokens: list[int] = []
     output_rows: list[int] = []
     for scheduled in plan:
         output_rows += [len(tokens) + row for row in scheduled.output_rows]
         tokens += scheduled.tokens
     sequences = [scheduled.sequence for scheduled in plan]
-    starts = [sequence.num_cached_tokens for sequence in sequences]
-    lengths = [scheduled.num_tokens + len(scheduled.draft) for scheduled in plan]
-    ends = [scheduled.sequence.num_cached_tokens + scheduled.num_tokens for scheduled in plan]
-    rows = np.array([sequence.slot for sequence in sequences], np.int32)
-    saves = [(index, *save) for index, scheduled in enumerate(plan) for save in scheduled.saves]
-    most = pages_for(max(map(add, starts, lengths)))
+    numbers = (
+        [scheduled.num_tokens + len(scheduled.draft) for scheduled in plan],
+        [sequence.num_cached_tokens for sequence in sequences],
+        [sequence.generation.num_prompt_tokens for sequence in sequences],
+        [sequence.slot for sequence in sequences],
+    )
+    lengths, starts, prompts, slots = np.array(numbers, np.int32)
     return Batch(
         tokens=np.array(tokens, np.int32),
-        lengths=np.array(lengths, np.int32),
-        starts=np.array(starts, np.int32),
-        pages=pages.table[rows, :most],
+        lengths=lengths,
+        starts=starts,
+        pages=pages.table[slots, : pages_for(max(map(add, *numbers[:2])))],
         output_rows=np.array(output_rows, np.int32),
-        prompts=np.array([sequence.generation.num_prompt_tokens for sequence in sequences], np.int32),
-        states=StateUpdates(
-            slots=rows,
-            begins=np.array([sequence.state_end for sequence in sequences], np.int32),
-            ends=np.array(ends, np.int32),
-            saves=np.array(saves, np.int32).reshape(-1, 3),
-        ),
+        prompts=prompts,
+        states=_state_updates(plan, slots) if with_states else None,
+    )
+
+
+def _state_updates(plan: StepPlan, slots: Ints) -> StateUpdates:
+    ends = [scheduled.sequence.num_cached_tokens + scheduled.num_tokens for scheduled in plan]
+    saves = [(index, *save) for index, scheduled in enumerate(plan) for save in scheduled.saves]
+    return StateUpdates(
+        slots=slots,
+        begins=np.array([scheduled.sequence.state_end for scheduled in plan], np.int32),
+        ends=np.array(ends, np.int32),
+        saves=np.array(saves, np.int32).reshape(-1, 3),
     )
