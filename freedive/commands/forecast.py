@@ -138,10 +138,15 @@ class Forecast:
     doubling: int | None
 
 
-def forecast(model: Described, config: EngineConfig, on: MachineSpeed, threads: int) -> Forecast:
-    """Plans the memory of ``model`` and predicts its speed. Raises UserError if the budget is too small."""
-    available = machine.available_memory()
-    plan = plan_memory(model.spec, model.stored, config, available=available, num_threads=threads)
+def forecast(
+    model: Described, config: EngineConfig, on: MachineSpeed, threads: int, available: int | None = None
+) -> Forecast:
+    """Plans the memory of ``model`` and predicts its speed. Raises UserError if the budget is too small.
+
+    ``available`` is the memory that is not in use, by default that of now.
+    """
+    free = machine.available_memory() if available is None else available
+    plan = plan_memory(model.spec, model.stored, config, available=free, num_threads=threads)
     cost = token_cost(model, config)
     now, chunk = speed(cost, on, plan.slots, plan.prefill_chunk), plan.prefill_chunk
 

@@ -43,7 +43,7 @@ def pull(models: References) -> None:
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    models = sorted(_listed(), key=lambda model: (_group(model), model["memory_bytes"]))
+    models = sorted(listed(), key=lambda model: (_group(model), model["memory_bytes"]))
     if as_json:
         print(json.dumps(models, indent=2))
         return
@@ -71,7 +71,7 @@ def _row(model: dict[str, Any]) -> Sequence[str]:
 
 
 def _group(model: dict[str, Any]) -> int:
-    """Returns the index in :data:`GROUPS` of a model of :func:`_listed`."""
+    """Returns the index in :data:`GROUPS` of a model of :func:`listed`."""
     return 0 if model["bytes_here"] else 1 + _fit(model)
 
 
@@ -80,7 +80,7 @@ def _fit(model: dict[str, Any]) -> int:
     return 0 if model["fits"] else 1 if model["paged"] else 2
 
 
-def _listed() -> list[dict[str, Any]]:
+def listed() -> list[dict[str, Any]]:
     """Returns facts about every model of the catalogue, then about the others in the cache; an unknown size is 0."""
     here = {model.ref: model for model in cache.stored()}
     models = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from itertools import groupby
 from operator import itemgetter
@@ -40,6 +40,9 @@ CLASSES = {"fast": 10.0, "usable": 3.0, "possible": 0.0}
 
 TOO_LARGE = "too large"
 
+Measure = Callable[[int, int], MachineSpeed]
+"""Measures this machine, given the number of threads and the size of the records that are read from disk."""
+
 
 def plan(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=f"{REFERENCE} Default: the catalogue.")] = None,
@@ -55,18 +58,33 @@ def plan(
     if model is None:
         if context:
             raise UserError("--context is for one model", f"Name it: freedive plan MODEL --context {context}")
-        ranked = rank(measure_machine(threads, RECORD_BYTES), _budget(config))
-        print(json.dumps(ranked, indent=2)) if as_json else _print_ranking(ranked, _budget(config))
+        rows = rank(measure_machine(threads, RECORD_BYTES), _budget(config))
+        print(json.dumps(rows, indent=2)) if as_json else _print_ranking(rows, _budget(config))
         return
-    known = _described(model)
+    facts = report(model, config, threads)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print_facts(_lines(facts))
+
+
+def report(
+    model: str, config: EngineConfig, threads: int, measure: Measure | None = None, available: int | None = None
+) -> dict[str, Any]:
+    """Returns what ``freedive plan MODEL --json`` prints.
+
+    ``measure`` measures the machine, and ``available`` is the memory that is not in use; by default it is measured.
+    Raises UserError if the model cannot be described, or does not fit.
+    """
+    known, context = _described(model), config.max_context
     if config.experts_per_token:
         known = replace(known, spec=with_experts_per_token(known.spec, config.experts_per_token))
     if context and context > known.spec.max_context:
         what = f"--context is {context}, but the model reads at most {known.spec.max_context} tokens"
         raise UserError(what, "Choose a smaller value", param="context")
     record_bytes = max((layer.record_bytes for layer in known.sizes.layers), default=RECORD_BYTES)
-    on = measure_machine(threads, record_bytes)
-    found = forecast(known, config, on, threads)
+    on = (measure or measure_machine)(threads, record_bytes)
+    found = forecast(known, config, on, threads, available)
     facts = {
         "model": model,
         "family": known.spec.family,
@@ -76,11 +94,7 @@ def plan(
         "state_bytes": state_bytes(known.spec),
         "experts_per_token": config.experts_per_token,
     }
-    report = facts | _as_json(found) | {"machine": asdict(on)}
-    if as_json:
-        print(json.dumps(report, indent=2))
-    else:
-        print_facts(_lines(report))
+    return facts | _as_json(found) | {"machine": asdict(on)}
 
 
 def _described(model: str) -> Described:
@@ -180,12 +194,12 @@ def _doubling(report: Mapping[str, Any]) -> str:
 
 def rank(on: MachineSpeed, budget: int) -> list[dict[str, Any]]:
     """Returns the models of the catalogue that freedive runs: fast ones first, and of equal class the largest first."""
-    rows = [_ranked(entry, on, budget) for entry in catalogue().values() if entry.runs]
+    rows = [ranked(entry, on, budget) for entry in catalogue().values() if entry.runs]
     order = [*CLASSES, TOO_LARGE]
     return sorted(rows, key=lambda row: (order.index(row["class"]), -row["parameters"]))
 
 
-def _ranked(entry: Entry, on: MachineSpeed, budget: int) -> dict[str, Any]:
+def ranked(entry: Entry, on: MachineSpeed, budget: int) -> dict[str, Any]:
     """Returns the facts of one model, estimated from its numbers of parameters and the size of its download."""
     sizes, slots = estimated_sizes(entry), experts_in_memory(entry, budget)
     row = {"name": entry.name, "parameters": entry.total, "active": entry.active}
@@ -197,7 +211,7 @@ def _ranked(entry: Entry, on: MachineSpeed, budget: int) -> dict[str, Any]:
     return row | {"class": name, "paged": slots < sizes.experts, "speed": asdict(found)}
 
 
-def _print_ranking(ranked: list[dict[str, Any]], budget: int) -> None:
+def _print_ranking(models: list[dict[str, Any]], budget: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -205,7 +219,7 @@ def _print_ranking(ranked: list[dict[str, Any]], budget: int) -> None:
     for title in _COLUMNS:
         table.add_column(title, no_wrap=True)
     table.add_row(*_COLUMNS)
-    for name, rows in groupby(ranked, key=itemgetter("class")):
+    for name, rows in groupby(models, key=itemgetter("class")):
         least = f" (from {CLASSES[name]:g} tokens/s)" if CLASSES.get(name) else ""
         table.add_row()
         table.add_row(f"{name}{least}", style="bold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from freedive.errors import Unavailable, UserError
 from freedive.families import describe
 from freedive.hub.cache import MANIFEST
 from freedive.hub.choose import COMPANION_FILES
-from freedive.hub.sources import resolve
+from freedive.hub.sources import Bar, resolve
 from freedive.model.params import params
 from freedive.progress import byte_bar
 
@@ -34,6 +35,17 @@ def quantize(
     format: Annotated[Target, typer.Option(help=FORMATS)] = "i4g64",
 ) -> None:
     source = resolve(model)
+    total = write_quantized(source, folder, format, check=lambda size: _make_empty(folder))
+    print(f"{folder}: {size_text(total)}; run it with: freedive run {folder}")
+
+
+def write_quantized(
+    source: Path, folder: Path, format: Target, *, bar: Bar = byte_bar, check: Callable[[int], None] = lambda size: None
+) -> int:
+    """Writes the checkpoint at ``source`` into the empty ``folder`` in ``format``, and returns the number of bytes.
+
+    ``check`` is called with this number before anything is written. Raises UserError for a model that cannot be read.
+    """
     checkpoint = open_checkpoint(source)
     description, rules = describe(checkpoint)
     tensors = quantized(
@@ -42,12 +54,12 @@ def quantize(
         format,
         num_threads=(threads := machine.physical_cores()),
     )
-    _make_empty(folder)
+    check(total := store_bytes(tensors))
     if checkpoint.kind == "safetensors":
         _copy_text(source if source.is_dir() else source.parent, folder)
-    with byte_bar(f"writing {format}", total := store_bytes(tensors)) as advance:
+    with bar(f"writing {format}", total) as advance:
         write_model_folder(folder, description, checkpoint, tensors, num_threads=threads, advance=advance)
-    print(f"{folder}: {size_text(total)}; run it with: freedive run {folder}")
+    return total
 
 
 def _make_empty(folder: Path) -> None:

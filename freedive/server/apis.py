@@ -9,11 +9,11 @@ from fastapi import APIRouter
 from freedive.server import tokens
 from freedive.server.anthropic import messages as anthropic_messages
 from freedive.server.anthropic import models as anthropic_models
+from freedive.server.library.pulls import Pulls
 from freedive.server.ollama import chat as ollama_answer
 from freedive.server.ollama import embed as ollama_embed
 from freedive.server.ollama import library as ollama_library
 from freedive.server.ollama import pull as ollama_pull
-from freedive.server.ollama.pull import Fetch
 from freedive.server.openai import chat, completions, embeddings
 from freedive.server.openai import models as openai_models
 from freedive.server.openai.responses import routes as responses
@@ -29,8 +29,8 @@ class Api(NamedTuple):
     routers: tuple[APIRouter, ...]
 
 
-def apis(service: Service, store: Store, fetch: Fetch) -> tuple[Api, ...]:
-    """Returns all APIs of ``service``; ``store`` keeps responses, and ``fetch`` downloads models."""
+def apis(service: Service, store: Store, pulls: Pulls) -> tuple[Api, ...]:
+    """Returns all APIs of ``service``; ``store`` keeps responses, and ``pulls`` downloads models."""
     models = service.models
     return (
         Api(
@@ -53,7 +53,7 @@ def apis(service: Service, store: Store, fetch: Fetch) -> tuple[Api, ...]:
                 ollama_answer.router(service),
                 ollama_embed.router(service),
                 ollama_library.router(models),
-                ollama_pull.router(models, fetch),
+                ollama_pull.router(models, pulls),
             ),
         ),
         Api("tokens", ("",), (tokens.router(service),)),

@@ -30,10 +30,13 @@ from freedive.server.conversations.chats import Chats
 from freedive.server.edge import EdgeMiddleware
 from freedive.server.kept_requests import KeptRequests
 from freedive.server.keys import Keys
+from freedive.server.library import routes as library_routes
+from freedive.server.library.jobs import Jobs
+from freedive.server.library.library import Library, NoLibrary
+from freedive.server.library.pulls import Fetch, Pulls, no_fetch
 from freedive.server.log import line_log
 from freedive.server.model import Model
 from freedive.server.models import Models
-from freedive.server.ollama.pull import Fetch, no_fetch
 from freedive.server.openai.responses.store import open_store
 from freedive.server.origins import CrossOrigin
 from freedive.server.page import routes as page
@@ -50,6 +53,9 @@ SHUTDOWN_S = 2
 DEFAULTS = ServerConfig()
 """The default settings of a server."""
 
+NO_LIBRARY = NoLibrary()
+"""The library of servers of given models."""
+
 
 def create_app(
     models: Models,
@@ -58,15 +64,17 @@ def create_app(
     observers: Sequence[Observer] = (),
     *,
     fetch: Fetch = no_fetch,
+    library: Library = NO_LIBRARY,
     stored_responses: Path | None = None,
     conversations: Path | None = None,
 ) -> FastAPI:
     """Returns the HTTP application that serves ``models``; the first of them is the chat page's default.
 
     If ``keys`` is None, requests need no key. ``observers`` receive the record of each finished request, like the
-    server's own metrics. ``fetch`` downloads a model for a client. ``stored_responses`` and
-    ``conversations`` are the files of stored responses and of the page's conversations; those that are None are kept in
-    memory. ``app.state.auth`` authenticates requests, and ``app.state.chats`` holds the conversations.
+    server's own metrics. ``fetch`` downloads a model for a client, and ``library`` is what this machine has.
+    ``stored_responses`` and ``conversations`` are the files of stored responses and of the page's conversations; those
+    that are None are kept in memory. ``app.state.auth`` authenticates requests, and ``app.state.chats`` holds the
+    conversations.
     """
     service = Service(models, keeps_requests=config.keep_requests > 0)
     store, kept = open_store(stored_responses), KeptRequests(config.keep_requests, keys)
@@ -74,11 +82,12 @@ def create_app(
     measured, counted = metrics.Metrics(models), stats.Stats()
     watching: tuple[Observer, ...] = (measured, counted, kept, *observers)
     answers = Answers(chats, service, auth, watching)
+    pulls, jobs = Pulls(models, fetch), Jobs()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with contextlib.closing(store), contextlib.closing(chats):
-            async with models.living(), answers.living():
+            async with models.living(), answers.living(), jobs.living():
                 yield
 
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -92,7 +101,7 @@ def create_app(
     app.add_middleware(CrossOrigin, origins=auth.origins)  # the outermost, so that pages can read errors too
 
     _add_health(app, models)
-    for api in apis(service, store, fetch):
+    for api in apis(service, store, pulls):
         for prefix in api.prefixes:
             in_schema = prefix == api.prefixes[0]
             for router in api.routers:
@@ -102,7 +111,8 @@ def create_app(
     app.include_router(kept_requests.router(kept))
     app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
     chat = conversations_routes.router(chats, answers.rendered, service.count), answers_routes.router(answers)
-    for router in (page.router(service, auth), session.router(auth), *chat):
+    of_models = library_routes.router(models, library, pulls, jobs, auth)
+    for router in (page.router(service, auth), session.router(auth), of_models, *chat):
         app.include_router(router)
     app.mount("/static", page.static_files(), name="static")
     openapi.describe_routes(app)

@@ -40,7 +40,8 @@ class Auth:
         self._rate_limits = RateLimits()
         self._names = config.host_names
         self._is_local = is_loopback(config.host)
-        self._anybody = nobody("manage", *(["pull"] if self._is_local or config.pull else []))
+        pull = ["pull"] if self._is_local or config.pull else []
+        self._anybody = nobody("manage", *pull, *(["files"] if self._is_local else []))
         self.origins = Origins(config.allowed_origins)
         self.closing = False
 

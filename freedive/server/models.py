@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import cast
+from typing import Literal, TypeVar, cast
 
 from fastapi.concurrency import run_in_threadpool
 
@@ -18,6 +18,9 @@ from freedive.server.model import Model, Renamed
 from freedive.server.model_info import ModelInfo
 
 log = logging.getLogger(__name__)
+
+State = Literal["loaded", "loading", "asleep"]
+T = TypeVar("T")
 
 FOREVER = float("inf")
 TICK_S = 0.5
@@ -35,7 +38,8 @@ class ModelEntry:
     """A model that the server offers: how to load it, and about how many bytes of memory it takes.
 
     ``modified_at`` is the modification time of its files, in seconds since 1970; ``info`` reads the files. Requests may
-    also use the names in ``also``, which are not listed to clients.
+    also use the names in ``also``, which are not listed to clients; neither is ``source``, by which the operator named
+    it.
     """
 
     name: str
@@ -44,6 +48,7 @@ class ModelEntry:
     modified_at: float = 0
     info: Callable[[], ModelInfo] = ModelInfo
     also: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(eq=False)
@@ -88,6 +93,13 @@ class Slot:
     def has_failed(self) -> bool:
         """Whether the model is in memory, but its engine has failed."""
         return bool(self.model and self.model.engine.failure)
+
+    @property
+    def state(self) -> State:
+        """Whether the model is in memory, or a request waits until it is."""
+        if self.model and not self.has_failed:
+            return "loaded"
+        return "loading" if self.num_users else "asleep"
 
     @property
     def trouble(self) -> str:
@@ -213,6 +225,26 @@ class Models:
         async with self._changing:
             await self._unload_idle(slot)
 
+    async def remove(self, name: str, work: Callable[[], T]) -> T:
+        """Runs ``work`` in a thread, which removes the files of a model, and serves the model no more.
+
+        Of a model that is not served only the files are removed. Raises UserError if the model is in memory, has an
+        alias, or is the only one.
+        """
+        async with self._changing:  # so that nobody loads it meanwhile
+            slot = self._find(name) if name in self else None
+            if slot and (slot.model or slot.num_users):
+                raise UserError(f"'{name}' is in memory", "Unload it first", param="model")
+            if slot and (aliases := [alias for alias, other in self._aliases.items() if other is slot]):
+                what = f"'{name}' is served under the name {aliases[0]}, too"
+                raise UserError(what, "Serve without this alias first", param="model")
+            if slot and len(self._slots) == 1:
+                raise UserError(f"'{name}' is the only model that is served", "Fetch another one first", param="model")
+            result = await run_in_threadpool(work)
+            if slot:
+                del self._slots[slot.entry.name]
+        return result
+
     async def expire(self) -> None:
         """Unloads expired models and reloads failed preloaded models, in an endless loop."""
         while True:
@@ -241,6 +273,8 @@ class Models:
 
     async def _loaded(self, slot: Slot) -> Model:
         async with self._changing:  # one at a time: each load sizes its cache by the free memory
+            if self._slots.get(slot.entry.name) is not slot:
+                raise NotFound(f"The model '{slot.entry.name}' was removed", "Choose another one", param="model")
             if slot.has_failed:
                 await self._unload(slot)
             if slot.model is None:

@@ -15,7 +15,9 @@ from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
 import freedive.server.page
+from freedive.checkpoint.quantize import FORMATS
 from freedive.server.conversations.records import Status
+from freedive.server.models import State
 
 FOLDER = Path(freedive.server.page.__file__).parent
 MAX_BYTES = 200_000
@@ -86,8 +88,9 @@ def test_every_text_that_scripts_and_pages_use_exists_and_every_text_is_used() -
     source = "\n".join(sources) + (FOLDER / "rendering.py").read_text("utf-8")
     asked = re.findall(r"""\bword\(\s*"(\w+)\"""", source) + re.findall(r"\bword\.(\w+)", source)
     assert set(asked) <= set(texts)
-    source += " language ".join(get_args(Status))
-    names = {key: key.removesuffix("_does").removeprefix("effort_") for key in texts}
+    source += " language ".join((*get_args(Status), *get_args(State), *FORMATS))
+    chosen = r"^(effort|state|part|format|download|quantize)_|_does$"  # what stands before or after a name
+    names = {key: re.sub(chosen, "", key) for key in texts}
     assert [key for key, name in names.items() if not re.search(rf"\b{name}\b", source)] == []
 
 

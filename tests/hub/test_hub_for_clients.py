@@ -14,14 +14,15 @@ from echo_model import EchoModel, serving
 from patience import PATIENCE_S, wait_until
 from standin import StandIn
 
-from freedive.commands import serve
-from freedive.commands.serve import fetched, model_ids, private
+from freedive.commands import serve, served
+from freedive.commands.client_errors import private
+from freedive.commands.serve import fetched, model_ids
 from freedive.errors import Forbidden, NotFound, Unavailable, UserError
 from freedive.hub import cache, catalogue
 from freedive.hub.catalogue import Entry
 from freedive.hub.sources import resolve
+from freedive.server.library.line import Abandoned, Progress
 from freedive.server.models import ModelEntry
-from freedive.server.ollama.pull import ClientLeft, Progress
 
 LIMIT = 1e9
 
@@ -54,7 +55,7 @@ def test_the_operators_token_is_used_for_models_of_the_catalogue_only(
     hub.repositories |= {"owner/name": {"m-Q4_0.gguf": b"w"}, "owner/known": {"k-Q4_0.gguf": b"w"}}
     entry = Entry("known", "hf:owner/known", "", "llama", 1, 1, 1, "MIT")
     monkeypatch.setattr(catalogue, "catalogue", lambda: {"known": entry})
-    monkeypatch.setattr(serve, "catalogue", lambda: {"known": entry})
+    monkeypatch.setattr(served, "catalogue", lambda: {"known": entry})
     fetched({}, LIMIT, "hf:owner/name", Progress())
     assert fetched({}, LIMIT, "KNOWN", Progress()).name == "known"
     assert tokens == [None, "Bearer hf_of_the_test"]
@@ -85,7 +86,7 @@ def test_what_clients_fetch_has_a_limit_that_counts_what_was_interrupted(
     hub.repositories |= {f"owner/{name}": {"m-Q4_0.gguf": b"w" * 600_000} for name in "abc"}
     progress = Progress()
     monkeypatch.setattr(progress, "advance", lambda count: setattr(progress, "wanted", count == 0))
-    with pytest.raises(ClientLeft):
+    with pytest.raises(Abandoned):
         fetched({}, 1e6, "hf:owner/a", progress)
     assert 0 < came() < 600_000
     fetched({}, 1e6, "hf:owner/b", Progress())

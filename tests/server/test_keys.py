@@ -201,7 +201,7 @@ def test_a_key_has_the_rights_that_it_was_made_with() -> None:
     assert listed[1].endswith("ask, pull, manage")
     assert listed[2].endswith("ask")
     refused = invoke("create", "cid", "--may", "everything")
-    assert "'everything' is not a right. Choose one of pull, manage" in refused.stderr
+    assert "'everything' is not a right. Choose one of pull, manage, files" in refused.stderr
 
 
 def test_other_addresses_need_keys_or_an_explicit_flag() -> None:

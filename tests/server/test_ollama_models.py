@@ -14,10 +14,10 @@ from ollama_setup import HELLO, SAID, refusal
 from patience import PATIENCE_S, wait_until
 
 from freedive.errors import NotFound
+from freedive.server.library.line import Abandoned, Progress
 from freedive.server.model_info import ModelInfo
 from freedive.server.models import ModelEntry
 from freedive.server.ollama import pull as pulling
-from freedive.server.ollama.pull import ClientLeft, Progress
 
 
 def test_an_empty_request_loads_or_unloads() -> None:
@@ -133,13 +133,13 @@ def test_a_pull_ends_with_its_client_and_does_not_block_the_server(
         progress.total = 10
         assert threading.current_thread().daemon
         deadline = time.monotonic() + PATIENCE_S
-        with suppress(ClientLeft):
+        with suppress(Abandoned):
             while time.monotonic() < deadline:
                 progress.check()
                 time.sleep(0.01)
             raise AssertionError("nobody said that the client has left")
         ended.set()
-        raise ClientLeft
+        raise Abandoned
 
     with serving(EchoModel(), fetch=fetch) as url, ollama.Client(host=url, timeout=None if stream else 1) as client:
         if stream:

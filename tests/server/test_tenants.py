@@ -21,8 +21,8 @@ from echo_model import EchoModel, serving
 from freedive.config import ServerConfig
 from freedive.server import keys
 from freedive.server.keys import Keys
+from freedive.server.library.line import Progress
 from freedive.server.models import ModelEntry
-from freedive.server.ollama.pull import Progress
 
 HELLO = [{"role": "user", "content": "hello"}]
 ASKING = {

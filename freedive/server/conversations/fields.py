@@ -23,6 +23,8 @@ class Settings(RequestBody):
     """What the answers of a conversation are asked with; what is absent is the server's default."""
 
     model: Label | None = None
+    beside: Label | None = None
+    """The model that answers each question, too, side by side with the first."""
     system: LongText | None = None
     sampling: JsonObject | None = None
     tools: Annotated[list[Label], Field(max_length=MAX_ITEMS)] | None = None

@@ -49,7 +49,7 @@ def router(service: Service, auth: Auth) -> APIRouter:
 
     @routes.get("/app/models")
     async def models() -> Json:
-        return {"models": list(service.models.slots)}
+        return {"states": {name: slot.state for name, slot in service.models.slots.items()}}
 
     @routes.get(SERVICE_WORKER)
     async def service_worker() -> FileResponse:

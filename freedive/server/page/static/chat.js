@@ -6,6 +6,7 @@ import { Conversation } from "./conversation.js";
 import { copy } from "./copy.js";
 import { byId } from "./dom.js";
 import { AnswerView, QuestionView } from "./messages.js";
+import { pairNode, pairOf } from "./pair.js";
 import { toast } from "./toast.js";
 import { word } from "./translations.js";
 
@@ -16,6 +17,7 @@ const [scroller, welcome, thread, status] = ["scroller", "welcome", "thread", "s
 export class Chat {
   conversation = new Conversation();
   #views = new Map(); // by the id of the message; an answer goes on growing while another branch is shown
+  #kept = new Set(); // questions of whose two answers one was chosen
   #control = new AbortController(); // ends with the stay at this conversation
 
   // `on`: opened(conversation), created(conversation), continued(), running(is), growing(experts, signal), model() for the one that is chosen.
@@ -55,20 +57,31 @@ export class Chat {
 
   // What another device did meanwhile.
   async catchUp() {
-    if (!this.conversation.id || this.#runningAnswer()) return;
+    if (!this.conversation.id || this.isRunning) return;
     const before = this.conversation.tree.leaf;
     await this.conversation.reload();
     if (before !== this.conversation.tree.leaf) this.#draw();
   }
 
-  #runningAnswer() {
-    return this.conversation.tree.path().find((message) => message.status === "running");
+  // The answers at the end of the path: two, side by side, or none.
+  #pair() {
+    const { tree, settings } = this.conversation;
+    const path = tree.path();
+    if (!settings.beside || this.#kept.has(path.at(-1)?.parent)) return null;
+    return pairOf(tree, path, [this.on.model(), settings.beside]);
+  }
+
+  #runningAnswers() {
+    const shown = new Set([...this.conversation.tree.path(), ...(this.#pair() ?? [])]);
+    return [...shown].filter((message) => message.status === "running");
   }
 
   #draw() {
     const { tree } = this.conversation;
     const path = tree.path();
+    const pair = this.#pair();
     const nodes = path.map((message) => this.#view(message).node);
+    if (pair) nodes.splice(-1, 1, pairNode(pair, pair.map((answer) => this.#view(answer)), (answer) => this.#keep(answer)));
     for (const [index, node] of nodes.entries()) {
       if (thread.children[index] !== node) thread.insertBefore(node, thread.children[index] ?? null);
     }
@@ -78,8 +91,9 @@ export class Chat {
       this.#views.get(id).showPlace(place, alternatives.length);
       this.#views.get(id).offerAnswer?.(id === tree.leaf);
     }
+    for (const { id } of pair ?? []) this.#views.get(id).showPlace(0, 1);
     welcome.hidden = nodes.length > 0;
-    this.on.running(Boolean(this.#runningAnswer()));
+    this.on.running(this.isRunning);
   }
 
   #view(message) {
@@ -130,11 +144,24 @@ export class Chat {
     if (conversation !== this.conversation) return;
     done();
     if (isNew) this.on.created(conversation);
+    this.#kept.delete(question.id);
     await this.#answer(question);
+    const { beside } = conversation.settings;
+    if (conversation === this.conversation && beside && beside !== this.on.model()) await this.#answer(question, beside);
   }
 
-  #answer(question) {
-    return this.#grow(question.id, () => this.conversation.answer(question.id, this.on.model()));
+  #answer(question, model = this.on.model()) {
+    return this.#grow(question.id, () => this.conversation.answer(question.id, model));
+  }
+
+  // Goes on with one of two answers.
+  async #keep({ id, parent }) {
+    const { conversation } = this;
+    this.#kept.add(parent);
+    const leaf = conversation.tree.newestLeaf(id);
+    conversation.tree.leaf = leaf;
+    this.#draw();
+    await conversation.choose(leaf).catch((error) => toast(error.message));
   }
 
   // Shows an answer from its beginning; a refusal is said below the message `id`.
@@ -160,12 +187,12 @@ export class Chat {
   }
 
   async stop() {
-    const answer = this.#runningAnswer();
-    if (answer) await this.conversation.stop(answer.id).catch((error) => toast(error.message));
+    const stops = this.#runningAnswers().map(({ id }) => this.conversation.stop(id));
+    await Promise.all(stops).catch((error) => toast(error.message));
   }
 
   get isRunning() {
-    return Boolean(this.#runningAnswer());
+    return this.#runningAnswers().length > 0;
   }
 
   editLast() {
@@ -178,7 +205,7 @@ export class Chat {
     openFile: (file) => this.#openFile(file),
     answer: (question) => this.#answer(question),
     answerNow: (answer) => this.conversation.answerNow(answer.id).catch((error) => toast(error.message)),
-    regenerate: (answer) => this.#unlessRunning(() => this.#answer({ id: answer.parent })),
+    regenerate: (answer) => this.#unlessRunning(() => this.#answer({ id: answer.parent }, this.#pair() ? answer.model : undefined)),
     continue: (answer) => this.#unlessRunning(() => this.#grow(answer.id, () => this.conversation.continue(answer.id))),
     save: (message, text, done) => this.#unlessRunning(() => this.#save(message, text, done)),
     step: (message, step) => this.#step(message, step),

@@ -35,9 +35,10 @@ export class Conversation {
     return `${ROOT}/${this.id}`;
   }
 
-  // The model that was chosen for the conversation, or that answered last.
+  // The model that was chosen for the conversation, or that answered last; not the second one of two.
   get model() {
-    return this.settings.model ?? this.tree.all().findLast((message) => message.model)?.model;
+    const { model, beside } = this.settings;
+    return model ?? this.tree.all().findLast((message) => message.model && message.model !== beside)?.model;
   }
 
   // Several calls at once make one conversation.

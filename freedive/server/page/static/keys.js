@@ -14,6 +14,7 @@ export function listen(acts) {
     { press: "Ctrl+B", key: "sidebar", act: acts.sidebar },
     { press: "Ctrl+E", key: "experts", act: acts.experts },
     { press: "Ctrl+,", key: "settings", act: acts.settings },
+    { press: "Ctrl+.", key: "models", act: acts.models },
     { press: "Escape", key: "stop", act: acts.stop },
     { press: "Shift+Escape", key: "focus_message", act: acts.focus },
     { press: "?", key: "keyboard", act: () => dialog.showModal() },

@@ -9,8 +9,10 @@ import { byId } from "./dom.js";
 import { followExperts, toggleExperts } from "./experts.js";
 import * as keys from "./keys.js";
 import { toggleSideBar } from "./looks.js";
+import { openLibrary } from "./library.js";
 import { openMenu } from "./menu.js";
 import { chosenModel, offerModels, onModel, showModel } from "./models.js";
+import { onBeside, showBeside } from "./pair.js";
 import { openSearch } from "./search.js";
 import { openSettings } from "./settings.js";
 import { toast } from "./toast.js";
@@ -18,12 +20,17 @@ import { word } from "./translations.js";
 
 const [title, temporary, settingsButton] = ["title", "temporary", "settings-open"].map(byId);
 
+let wasRunning = false;
+
 const chat = new Chat({
   opened,
   created,
   continued: () => refresh(),
-  running: (is) => (composer.running = is),
   growing: followExperts,
+  running: (is) => {
+    if (is !== wasRunning) offerModels().catch(() => {}); // the answer may load its model
+    composer.running = wasRunning = is;
+  },
   lost: () => {
     history.replaceState(null, "", location.pathname);
     route();
@@ -52,6 +59,7 @@ const sideBar = new SideBar({
 function opened(conversation) {
   showTitle(conversation);
   showModel(conversation.model);
+  showBeside(conversation.settings.beside);
   showTemporary();
   sideBar.mark(conversation.id);
   composer.open(conversation.id, conversation.waitingFiles);
@@ -121,6 +129,10 @@ const showSettings = () =>
 onModel((model) =>
   chat.conversation.set({ ...chat.conversation.settings, model }).catch((error) => toast(error.message)),
 );
+onBeside((beside) => {
+  const { beside: before, ...settings } = chat.conversation.settings;
+  chat.conversation.set(beside ? { ...settings, beside } : settings).catch((error) => toast(error.message));
+});
 onImport(refresh);
 keys.listen({
   search: openSearch,
@@ -128,6 +140,7 @@ keys.listen({
   sidebar: () => toggleSideBar(),
   experts: () => toggleExperts(),
   settings: showSettings,
+  models: openLibrary,
   stop: () => (chat.isRunning ? void chat.stop() : false),
   focus: () => byId("message").focus(),
 });
@@ -137,6 +150,7 @@ temporary.addEventListener("click", () => {
   showTemporary();
 });
 byId("list").addEventListener("click", ({ target }) => target.closest("a") && toggleSideBar(false));
+byId("library-open").addEventListener("click", openLibrary);
 byId("new").addEventListener("click", newChat);
 byId("search-open").addEventListener("click", openSearch);
 byId("help-open").addEventListener("click", () => byId("help").showModal());

@@ -5,8 +5,10 @@ import { word } from "./translations.js";
 
 const menu = byId("menu");
 
-// Shows items of {icon, key, act}, or with an href to download.
-export function openMenu(button, items) {
+// Shows items of {icon, key, act}, with a text instead of the key, or with an href to download. A menu of a dialog stands
+// `within` it: what is outside cannot be used meanwhile.
+export function openMenu(button, items, within = document.body) {
+  within.append(menu);
   menu.replaceChildren(...items.map(entry));
   menu.showPopover();
   const { left, bottom, top } = button.getBoundingClientRect();
@@ -17,8 +19,8 @@ export function openMenu(button, items) {
   menu.button = button;
 }
 
-function entry({ icon: picture, key, act, href }) {
-  const node = element(href ? "a" : "button", { className: "entry" }, icon(picture), word(key));
+function entry({ icon: picture, key, text = word(key), act, href }) {
+  const node = element(href ? "a" : "button", { className: "entry" }, icon(picture), text);
   if (href) Object.assign(node, { href, download: "" });
   else node.type = "button";
   node.setAttribute("role", "menuitem");
