@@ -126,7 +126,7 @@ class LocalLibrary:
             files = [
                 cache.StoredFile(str(path.relative_to(folder)), path.stat().st_size, digest(path)) for path in paths
             ]
-            cache.record(ref, ".", tuple(files), _licence(source))
+            cache.record(ref, ".", tuple(files), licence_of(source))
         except BaseException:
             shutil.rmtree(whole, ignore_errors=True)
             raise
@@ -139,7 +139,8 @@ def _state(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"partial_bytes": cache.partial_bytes(str(place)), "removable": bool(model["bytes_here"])}
 
 
-def _licence(source: str) -> str | None:
+def licence_of(source: str) -> str | None:
+    """Returns the licence of a model, if it is known."""
     entry, place = entry_for(source), parse(source)
     stored = cache.find(str(place)) if isinstance(place, Address) else None
     return entry.licence if entry else stored.licence if stored else None

@@ -13,6 +13,7 @@ import typer
 
 from freedive import machine
 from freedive.commands.client_errors import private
+from freedive.commands.finetuning import LocalFinetuning
 from freedive.commands.flags import REFERENCE, Values, settings
 from freedive.commands.library import LocalLibrary
 from freedive.commands.served import for_clients, model_entry, name_of
@@ -51,10 +52,11 @@ def serve(
     keys = app.check_keys(where)  # before models are loaded in vain
     app.check_port(where.host, where.port)
     library = LocalLibrary(how, KEPT_FREE_BYTES)  # which notes the memory that is free before models are loaded
+    finetuning = LocalFinetuning(how, KEPT_FREE_BYTES)
     served = _models(models or [DEFAULT], [] if models else _stored(), where, how)
     fetch = partial(fetched, how, where.pull_limit_gb * 1e9)
     databases = {"stored_responses": home() / "responses.sqlite", "conversations": home() / "conversations.sqlite"}
-    app.serve(served, where, keys, fetch=fetch, library=library, **databases)
+    app.serve(served, where, keys, fetch=fetch, library=library, finetuning=finetuning, **databases)
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -12,6 +13,7 @@ from freedive.train.data.sources import parted
 from freedive.train.data.stories import Record
 from freedive.train.finetune.base_model import BaseModel
 from freedive.train.finetune.config import FinetuneRun, Texts, finetune_run
+from freedive.train.finetune.lora import adapters
 from freedive.train.finetune.targets import target_params
 from freedive.train.model.kernels import peak_flops, resolved
 from freedive.train.model.net import step_flops
@@ -20,14 +22,18 @@ MAX_COUNTED = 1000
 """The most records whose tokens are counted; the others are assumed to be like them."""
 
 UPDATES_PER_EPOCH = 8
-LEAST_STEP_TOKENS, MOST_STEP_TOKENS = 64, 4096
+LEAST_STEP_TOKENS, MOST_STEP_TOKENS = 128, 4096
 MICRO_TOKENS = 1024
 """A small file has several updates an epoch, a large one has updates of the default size."""
+
+ENOUGH_STEPS = 30
+LEAST_EPOCHS, MOST_EPOCHS = 3, 10
+"""A file is read until there were so many updates, but within these numbers of epochs."""
 
 HELD_OUT_RECORDS, MOST_HELD_OUT = 4, 0.2
 """About so many records of a small file are held out, but no larger share."""
 
-UTILISATION = 0.3
+UTILISATION = 0.15
 """The share of the fastest products' speed that training reaches, counted as if all weights were trained."""
 
 OVERHEAD_S = 15.0
@@ -46,6 +52,7 @@ class Plan:
     """
 
     run: FinetuneRun
+    epochs: float
     num_examples: int
     num_held_out: int
     tokens: int
@@ -56,9 +63,12 @@ class Plan:
     disk_bytes: int
 
 
-def plan(base: BaseModel, name: str, file: str, records: Sequence[Record], epochs: float, settings: Sequence[str]) -> Plan:
-    """Plans a run over ``records``, which ``file`` holds; ``settings`` are those that a user chose, such as tune.rank.
+def plan(
+    base: BaseModel, name: str, file: str, records: Sequence[Record], epochs: float | None, settings: Sequence[str]
+) -> Plan:
+    """Plans a run of the model ``name`` over ``records``, which ``file`` holds.
 
+    ``epochs`` None leaves their number to the size of the file; ``settings`` are others that a user chose.
     Raises UserError if there is nothing to learn, or if the model cannot be trained on it.
     """
     texts = Texts(held_out=min(MOST_HELD_OUT, max(Texts().held_out, HELD_OUT_RECORDS / len(records))))
@@ -69,9 +79,10 @@ def plan(base: BaseModel, name: str, file: str, records: Sequence[Record], epoch
         raise UserError("Nothing that the assistant says is in the data", "Choose another file")
     tokens = max(1, round(sum(lengths) * share))
     step_tokens = min(MOST_STEP_TOKENS, max(LEAST_STEP_TOKENS, tokens // UPDATES_PER_EPOCH))
+    epochs = epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, ceil(ENOUGH_STEPS * step_tokens / tokens)))
     steps = max(1, ceil(epochs * tokens / step_tokens))
     own = [
-        *(f"data.text=['{file}']", f"data.held_out={texts.held_out}", f"tune.steps={steps}"),
+        *(f"data.text={json.dumps([file])}", f"data.held_out={texts.held_out}", f"tune.steps={steps}"),
         *(f"tune.step_tokens={step_tokens}", f"tune.micro_tokens={min(step_tokens, MICRO_TOKENS)}"),
         *(f"tune.context={context}", f"tune.save_every={steps}"),
     ]
@@ -80,6 +91,7 @@ def plan(base: BaseModel, name: str, file: str, records: Sequence[Record], epoch
     flops = steps * step_tokens * step_flops(base.model, mean)
     return Plan(
         run=run,
+        epochs=epochs,
         num_examples=len(records),
         num_held_out=len(parts[True]),
         tokens=tokens,
@@ -107,7 +119,7 @@ def _memory_bytes(base: BaseModel, run: FinetuneRun) -> int:
     """Returns the memory for weights, adapters with gradients and moments, and the activations of a micro-batch."""
     tune, model = run.tune, base.model
     wanted = target_params(model, tune.target_names, low_rank=True)
-    trained = sum(param.size * tune.rank * (param.shape[-1] + param.shape[-2]) // (param.shape[-1] * param.shape[-2]) for param in wanted.values())
+    trained = sum(tensor.numel() for tensor in adapters(wanted, tune.rank, seed=0).values())
     widths = sum(sum(param.shape[-2:]) for param in wanted.values() if param.role == "linear")
     activations = 4 * tune.micro_tokens * (2 * widths + 3 * model.vocab_size)
     return int(base.num_bytes + 16 * trained + activations + PROCESS_BYTES)

@@ -81,15 +81,16 @@ def tune(job: Json, tell: Tell) -> Json:
     return {"sample": sample | {"after": answer(base, trainer.tuned.merge(), question)} if question else {}}
 
 
-def _planned(job: Mapping[str, str | float], base: BaseModel) -> Plan:
-    file = str(job["file"])
+def _planned(job: Json, base: BaseModel) -> Plan:
+    file = job["file"]
     settings = [f"tune.rank={job['rank']}", f"tune.lr={job['learning_rate']}"]
-    return plan(base, str(job["model"]), file, list(read([file])), float(job["epochs"]), settings)
+    return plan(base, job["model"], file, list(read([file])), job["epochs"], settings)
 
 
 def _facts(planned: Plan) -> Json:
     tune = planned.run.tune
     return {
+        "epochs": round(planned.epochs, 2),
         "examples": planned.num_examples,
         "held_out": planned.num_held_out,
         "tokens": planned.tokens,
