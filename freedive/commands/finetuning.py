@@ -18,15 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from freedive.commands.client_errors import private
-from freedive.commands.library import licence_of
+from freedive.commands.library import record_files
 from freedive.commands.served import for_clients, model_entry
 from freedive.errors import Unavailable, UserError
 from freedive.hub import cache
-from freedive.hub.download import digest
 from freedive.hub.download_limits import DownloadLimits
 from freedive.hub.sources import TUNED
 from freedive.json_object import Json
 from freedive.server.finetunes.finetuning import Draft, Tell
+from freedive.server.finetunes.runs import Curve
 from freedive.server.library.line import Progress
 from freedive.server.models import ModelEntry
 
@@ -49,6 +49,8 @@ class LocalFinetuning:
     A model is made in its folder of the cache, and listed there when it is complete. What an earlier server left that
     was killed is deleted.
     """
+
+    offered = True
 
     def __init__(self, how: Mapping[str, Any], kept_bytes: float) -> None:
         self._how, self._limits = how, DownloadLimits(free_bytes=kept_bytes)
@@ -100,7 +102,7 @@ class LocalFinetuning:
         whole = cache.model_folder(ref)
         shutil.rmtree(whole, ignore_errors=True)
         part = whole / cache.PARTIAL
-        rows: list[Json] = []
+        curve = Curve()
 
         def take(event: Json) -> None:
             if plan := event.get("plan"):
@@ -109,7 +111,7 @@ class LocalFinetuning:
             if "loss" in event:
                 progress.advance(1)
             if "step" in event:
-                rows.append(event)
+                curve.add(event)
             tell(event)
 
         try:
@@ -117,7 +119,7 @@ class LocalFinetuning:
             done = _work("tune", draft, part, progress, take)
             files = whole / cache.FILES
             (part / RUN / "model").rename(files)
-            about = {"base": draft.base, "file": draft.file, "date": _now(), "losses": rows} | done
+            about = {"base": draft.base, "file": draft.file, "date": _now(), "curve": curve.facts()} | done
             (files / ABOUT).write_text(json.dumps(about, ensure_ascii=False) + "\n", "utf-8")
             shutil.rmtree(part)
             paths = sorted(path for path in files.rglob("*") if path.is_file())

@@ -122,11 +122,7 @@ class LocalLibrary:
             folder.mkdir(parents=True)
             check = partial(self._limits.check_space, ref, folder=whole)
             write_quantized(resolve(source, download=False), folder, format, bar=bar, check=check)
-            paths = sorted(path for path in folder.rglob("*") if path.is_file())
-            files = [
-                cache.StoredFile(str(path.relative_to(folder)), path.stat().st_size, digest(path)) for path in paths
-            ]
-            cache.record(ref, ".", tuple(files), licence_of(source))
+            record_files(ref, source)
         except BaseException:
             shutil.rmtree(whole, ignore_errors=True)
             raise
@@ -139,8 +135,15 @@ def _state(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"partial_bytes": cache.partial_bytes(str(place)), "removable": bool(model["bytes_here"])}
 
 
-def licence_of(source: str) -> str | None:
-    """Returns the licence of a model, if it is known."""
+def record_files(ref: str, source: str) -> None:
+    """Marks the model ``ref``, which was made from ``source``, as complete: with all files that its folder has."""
+    folder = cache.model_folder(ref) / cache.FILES
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [cache.StoredFile(str(path.relative_to(folder)), path.stat().st_size, digest(path)) for path in paths]
+    cache.record(ref, ".", tuple(files), _licence(source))
+
+
+def _licence(source: str) -> str | None:
     entry, place = entry_for(source), parse(source)
     stored = cache.find(str(place)) if isinstance(place, Address) else None
     return entry.licence if entry else stored.licence if stored else None

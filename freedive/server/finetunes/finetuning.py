@@ -43,6 +43,11 @@ class Finetuning(Protocol):
     Errors are meant for clients: they name no folders of this machine.
     """
 
+    @property
+    def offered(self) -> bool:
+        """Whether this server fine-tunes models at all."""
+        ...
+
     def missing(self) -> str:
         """Returns what has to be installed first, "" if nothing."""
         ...
@@ -56,12 +61,15 @@ class Finetuning(Protocol):
         ...
 
     def tuned(self) -> list[Json]:
-        """Returns the facts of the models that were made: ``name``, ``base``, ``file``, ``date``, ``sample``, ..."""
+        """Returns the facts of the models that were made: ``name``, ``base``, ``file``, ``date``, ``sample`` and
+        ``curve``."""
         ...
 
 
 class NoFinetuning:
     """The fine-tuning of a server that only offers the models it was given."""
+
+    offered = False
 
     def missing(self) -> str:
         """Returns that this server cannot do it."""

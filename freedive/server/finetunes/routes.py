@@ -40,28 +40,24 @@ class Finetunes:
     def __init__(self, models: Models, jobs: Jobs, finetuning: Finetuning) -> None:
         self._models, self._jobs, self._finetuning = models, jobs, finetuning
         self._line = Line("freedive-finetune")
-        self._runs: dict[str, Run] = {}
+        self._begun: dict[str, Run] = {}
 
     def begin(self, run: Run) -> Run:
         """Begins a run and returns it. Raises UserError if a model has its name, or another run makes it."""
         name = f"{SCHEME}{run.draft.name}"
-        if name in self._models or any(other.draft.name == run.draft.name for other in self.running):
+        others = [other.draft.name.lower() for other in self.runs if not other.job.error]
+        if name in self._models or run.draft.name.lower() in others:
             raise UserError(f"There is a model {name} already", "Choose another name", param="name")
         work = partial(self._finetuning.tune, run.draft, run.job.progress, run.tell)
         begun = self._jobs.begin(run.job, lambda progress: self._line.run(work, progress, self._models.add))
-        self._runs[begun.id] = run
+        self._begun[begun.id] = run
         return run
 
     @property
     def runs(self) -> list[Run]:
         """All runs that go on, wait or have failed."""
-        self._runs = {id: run for id, run in self._runs.items() if self._jobs.holds(id)}
-        return list(self._runs.values())
-
-    @property
-    def running(self) -> list[Run]:
-        """All runs that go on or wait."""
-        return [run for run in self.runs if not run.job.error]
+        self._begun = {id: run for id, run in self._begun.items() if self._jobs.holds(id)}
+        return list(self._begun.values())
 
 
 def router(models: Models, library: Library, jobs: Jobs, finetuning: Finetuning, auth: Auth) -> APIRouter:
@@ -74,7 +70,7 @@ def router(models: Models, library: Library, jobs: Jobs, finetuning: Finetuning,
     async def listed(request: Request) -> Json:
         key_of(request).require(RIGHTS[KIND])
         missing, tuned = await run_in_threadpool(lambda: (finetuning.missing(), finetuning.tuned()))
-        return {"missing": missing, "tuned": tuned}
+        return {"offered": finetuning.offered, "missing": missing, "tuned": tuned}
 
     @routes.get("/events", response_model=None)
     async def events(request: Request) -> EventStream:
