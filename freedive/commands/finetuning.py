@@ -122,11 +122,7 @@ class LocalFinetuning:
             about = {"base": draft.base, "file": draft.file, "date": _now(), "curve": curve.facts()} | done
             (files / ABOUT).write_text(json.dumps(about, ensure_ascii=False) + "\n", "utf-8")
             shutil.rmtree(part)
-            paths = sorted(path for path in files.rglob("*") if path.is_file())
-            stored = [
-                cache.StoredFile(str(path.relative_to(files)), path.stat().st_size, digest(path)) for path in paths
-            ]
-            cache.record(ref, ".", tuple(stored), licence_of(draft.source))
+            record_files(ref, draft.source)
         except BaseException:
             shutil.rmtree(whole, ignore_errors=True)
             raise
