@@ -1,4 +1,4 @@
-"""Fine-tuning for a server, in a process of its own: what it takes, makes, and leaves when it is cancelled or killed."""
+"""Fine-tuning in a process of its own: what it takes, makes, and leaves when it is cancelled or killed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def test_an_estimate_counts_and_leaves_nothing(draft: Callable[..., Draft], home
     [
         ({"data": DATA + b"{"}, r"^chats.jsonl, line 21 is not JSON"),
         ({"file": "my chats.csv", "data": b"question,answer\na,\n"}, r"^my-chats.csv, line 2 has no text as answer"),
-        ({"file": "a.jsonl", "data": b'{"text": "x"}\n'}, "Nothing that the assistant says"),
+        (
+            {"file": "a.jsonl", "data": b'{"messages": [{"role": "user", "content": "x"}]}'},
+            "Nothing that the assistant says",
+        ),
         ({"source": "/nothing/here"}, "no file or folder here"),
     ],
 )
@@ -77,8 +80,12 @@ def test_a_file_that_cannot_be_used_is_refused_without_folders(
 ) -> None:
     with pytest.raises(UserError, match=message):
         LocalFinetuning({}, 0).estimate(draft(**changes))
-    with pytest.raises(UserError, match=message):
-        LocalFinetuning({}, 0).tune(draft(**changes), Progress(), ignore)
+    assert files(home) == []
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(draft: Callable[..., Draft], home: Path) -> None:
+    with pytest.raises(UserError, match=r"^chats.jsonl, line 1 is not JSON"):
+        LocalFinetuning({}, 0).tune(draft(data=b"{"), Progress(), ignore)
     assert files(home) == []
 
 

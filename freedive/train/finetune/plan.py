@@ -82,7 +82,11 @@ def plan(
     epochs = epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, ceil(ENOUGH_STEPS * step_tokens / tokens)))
     steps = max(1, ceil(epochs * tokens / step_tokens))
     own = [
-        *(f"data.text={json.dumps([file])}", f"data.held_out={texts.held_out}", f"tune.steps={steps}"),
+        *(
+            f"data.text={json.dumps([file], ensure_ascii=False)}",
+            f"data.held_out={texts.held_out}",
+            f"tune.steps={steps}",
+        ),
         *(f"tune.step_tokens={step_tokens}", f"tune.micro_tokens={min(step_tokens, MICRO_TOKENS)}"),
         *(f"tune.context={context}", f"tune.save_every={steps}"),
     ]

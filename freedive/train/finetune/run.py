@@ -43,16 +43,20 @@ MERGE = "merge"
 
 @dataclass(frozen=True)
 class FinetuneContext:
-    """A fine-tuning run: its settings, its folder, and the functions that print messages and receive metrics."""
+    """A fine-tuning run: its settings, its folder, and the functions that print messages and receive metrics.
+
+    ``opened`` is the base model if it was opened already.
+    """
 
     run: FinetuneRun
     folder: RunFolder
     say: Callable[[str], None] = print
     report: Callable[[Row], None] = lambda row: None
+    opened: BaseModel | None = None
 
     @cached_property
     def base(self) -> BaseModel:
-        return open_base_model(self.run.model)
+        return self.opened or open_base_model(self.run.model)
 
     def shards(self, held_out: bool = False) -> Shards:
         return Shards(self.folder.data(TUNE, held_out), self.folder.vocabulary)
@@ -89,7 +93,10 @@ class FinetuneContext:
 
 
 def tune(context: FinetuneContext) -> FinetuneTrainer:
-    """Prints what is trained, trains it, writes the adapter and the merged model, and returns the trainer."""
+    """Prints what is trained, trains it, writes the adapter and the merged model, and returns the trainer.
+
+    The ``base`` of the trainer then has the merged weights if the model was written.
+    """
     if not context.run.data.text:
         raise UserError("There is nothing to learn from", "Name files or folders with data.text")
     context.wanted()  # raises UserError before any work is done

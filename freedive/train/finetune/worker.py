@@ -73,12 +73,15 @@ def tune(job: Json, tell: Tell) -> Json:
     run = replace(planned.run, precision=resolved(planned.run.precision))
     parts = parted(read(run.data.text), run.data)
     question = question_of(base, [*parts[True], *parts[False]])
-    weights = base.weights()
     sample = {"question": question.text, "expected": question.expected} if question else {}
     if question:
-        tell({"sample": (sample := sample | {"before": answer(base, weights, question)})})
-    trainer = finetuning.tune(FinetuneContext(run, folder, report=lambda row: tell(_of_step(row))))
-    return {"sample": sample | {"after": answer(base, trainer.tuned.merge(), question)} if question else {}}
+        sample["before"] = answer(base, base.weights(), question)
+        tell({"sample": dict(sample)})
+    context = FinetuneContext(run, folder, report=lambda row: tell(_of_step(row)), opened=base)
+    trainer = finetuning.tune(context)
+    if question:
+        sample["after"] = answer(base, trainer.base, question)
+    return {"sample": sample}
 
 
 def _planned(job: Json, base: BaseModel) -> Plan:
