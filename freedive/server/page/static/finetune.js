@@ -30,12 +30,11 @@ let offered = "";
 // Shows the form for a base model, or what is or was made under the name `result`.
 export async function openFinetune(names, base, result = null) {
   model.replaceChildren(...names.map((each) => new Option(each)));
-  if (base) model.value = base;
   dialog.showModal();
   control = new AbortController();
   show(result);
-  if (!result) form.reset();
-  if (base) model.value = base;
+  form.reset();
+  model.value = base || names[0];
   choose(null);
   await watch(control.signal);
 }
@@ -67,23 +66,28 @@ function show(result) {
   offered = "";
   form.hidden = result !== null;
   section.hidden = result === null;
+  for (const node of [what, figure, sample, failed, buttons]) node.replaceChildren();
 }
 
 function draw(run) {
-  const { state, error, total, completed, left_s: left, curve } = run;
+  const { state, error, curve } = run;
   what.textContent = word("tuned_from", { name: run.name, base: run.base, file: run.file });
   work.hidden = state === "done" || state === "failed";
+  if (!work.hidden) drawWork(run);
+  drawCurve(figure, curve);
+  drawSample(run.sample);
+  failed.textContent = error;
+  offer(state, run);
+}
+
+function drawWork({ state, total, completed, left_s: left }) {
   const [bar, said] = work.children;
   if (total) Object.assign(bar, { max: total, value: completed });
   else bar.removeAttribute("value");
   const texts = [word(total && completed === total ? "finetune_writing" : `finetune_${state}`)];
   if (total) texts.push(word("of_steps", { done: number(completed), all: number(total) }));
   if (left) texts.push(word("time_left", { time: duration(left) }));
-  if (!work.hidden) said.textContent = texts.join(" · ");
-  drawCurve(figure, curve);
-  drawSample(run.sample);
-  failed.textContent = error;
-  offer(state, run);
+  said.textContent = texts.join(" · ");
 }
 
 function drawSample(answers) {
@@ -212,7 +216,10 @@ for (const type of ["dragover", "dragleave", "drop"]) {
   });
 }
 
-dialog.addEventListener("close", () => control.abort());
+dialog.addEventListener("close", () => {
+  control.abort();
+  asked?.abort();
+});
 
 export const isTuned = (each) => each.startsWith(SCHEME);
 

@@ -226,9 +226,9 @@ const OFFERS = {
   cancel: { key: "cancel", act: (model, job) => end(remove(`${ROOT}/jobs/${job.id}`)) },
   discard: { key: "discard", act: ({ name }) => end(post(`${ROOT}/discard`, { model: name })) },
   quantize: { key: "quantize", act: chooseFormat },
-  finetune: { key: "finetune_model_from", act: ({ name }) => finetune(name) },
-  watch: { key: "finetune_watch", act: ({ name }, job) => finetune(name, `tuned:${job.format}`) },
-  result: { key: "finetune_result", act: ({ name }) => finetune(null, name) },
+  finetune: { key: "finetune_model_from", act: ({ name }, job, button) => finetune(button, name) },
+  watch: { key: "finetune_watch", act: ({ name }, job, button) => finetune(button, name, `tuned:${job.format}`) },
+  result: { key: "finetune_result", act: ({ name }, job, button) => finetune(button, "", name) },
   remove: { key: "remove_model", act: askToRemove },
 };
 
@@ -255,7 +255,11 @@ function offersFor({ name, served, state, bytes_here: here, partial_bytes: part,
 
 const isQuantized = (name) => name.startsWith("quantized:");
 
-const finetune = (base, result) => openFinetune(models.filter(({ name, served }) => served && !isQuantized(name)).map(({ name }) => name), base, result);
+function finetune(button, base, result) {
+  button.disabled = false; // the dialog gives the focus back to it
+  const bases = models.filter(({ name, served }) => served && !isQuantized(name));
+  openFinetune(bases.map(({ name }) => name), base, result);
+}
 
 // What was stopped or removed is read again: no event tells what is on the disk.
 const end = (asked) => asked.then(reload);
