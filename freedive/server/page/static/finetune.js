@@ -84,7 +84,7 @@ function drawWork({ state, total, completed, left_s: left }) {
   const [bar, said] = work.children;
   if (total) Object.assign(bar, { max: total, value: completed });
   else bar.removeAttribute("value");
-  const texts = [word(total && completed === total ? "finetune_writing" : `finetune_${state}`)];
+  const texts = [word(total && completed === total ? "writing_model" : `finetune_${state}`)];
   if (total) texts.push(word("of_steps", { done: number(completed), all: number(total) }));
   if (left) texts.push(word("time_left", { time: duration(left) }));
   said.textContent = texts.join(" · ");

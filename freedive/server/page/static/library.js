@@ -226,7 +226,7 @@ const OFFERS = {
   cancel: { key: "cancel", act: (model, job) => end(remove(`${ROOT}/jobs/${job.id}`)) },
   discard: { key: "discard", act: ({ name }) => end(post(`${ROOT}/discard`, { model: name })) },
   quantize: { key: "quantize", act: chooseFormat },
-  finetune: { key: "finetune_model_from", act: ({ name }, job, button) => finetune(button, name) },
+  finetune: { key: "tune_model", act: ({ name }, job, button) => finetune(button, name) },
   watch: { key: "finetune_watch", act: ({ name }, job, button) => finetune(button, name, `tuned:${job.format}`) },
   result: { key: "finetune_result", act: ({ name }, job, button) => finetune(button, "", name) },
   remove: { key: "remove_model", act: askToRemove },
