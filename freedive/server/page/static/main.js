@@ -26,11 +26,11 @@ const chat = new Chat({
   opened,
   created,
   continued: () => refresh(),
-  growing: followExperts,
   running: (is) => {
     if (is !== wasRunning) offerModels().catch(() => {}); // the answer may load its model
     composer.running = wasRunning = is;
   },
+  growing: followExperts,
   lost: () => {
     history.replaceState(null, "", location.pathname);
     route();
