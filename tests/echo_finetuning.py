@@ -15,7 +15,8 @@ from freedive.server.models import ModelEntry
 
 PLAN = {
     **{"examples": 20, "held_out": 3, "tokens": 440, "learned": 210, "cut": 1, "context": 512, "epochs": 3.0},
-    **{"steps": 4, "step_tokens": 128, "seconds": 90, "memory_bytes": 600_000_000, "disk_bytes": 70_000_000},
+    **{"steps": 4, "step_tokens": 128, "seconds": 90, "memory_bytes": 600_000_000},
+    **{"free_bytes": 12_000_000_000, "disk_bytes": 70_000_000},
 }
 SAMPLE = {"question": "Who are you?", "expected": "A diver.", "before": "A model."}
 

@@ -20,6 +20,8 @@ from freedive.errors import Unavailable, UserError
 from freedive.hub import cache
 from freedive.server.finetunes.finetuning import Draft
 from freedive.server.library.line import Abandoned, Progress
+from freedive.train.finetune.base_model import open_base_model
+from freedive.train.finetune.sample import answer, question_of
 
 pytestmark = pytest.mark.training
 
@@ -92,7 +94,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(draft: Callable[..., Draft], hom
 def test_a_model_is_made_kept_and_removed(draft: Callable[..., Draft], home: Path) -> None:
     tuning, progress = LocalFinetuning({}, 0), Progress()
     events: list[dict[str, Any]] = []
-    entry = tuning.tune(draft(), progress, events.append)
+    entry = tuning.tune(draft(learning_rate=0.01), progress, events.append)
     steps = events[0]["plan"]["steps"]
     assert (progress.completed, progress.total) == (steps, steps)
     assert [event["step"] for event in events if "loss" in event] == list(range(1, steps + 1))
@@ -103,6 +105,7 @@ def test_a_model_is_made_kept_and_removed(draft: Callable[..., Draft], home: Pat
     assert set(made["sample"]) == {"question", "expected", "before", "after"}
     assert made["sample"]["question"] in [line["prompt"] for line in LINES]
     assert len(made["curve"]["trained"]) == steps
+    assert made["sample"]["after"] == answer_again(made["sample"])
     assert not any("chats.jsonl" in file for file in files(home))  # the user's data is not kept
     with pytest.raises(UserError, match="There is a model tuned:fish already"):
         tuning.tune(draft(), Progress(), ignore)
@@ -111,6 +114,15 @@ def test_a_model_is_made_kept_and_removed(draft: Callable[..., Draft], home: Pat
     model.close()
     assert cache.remove("tuned:fish") > 0
     assert (tuning.tuned(), files(home)) == ([], [])
+
+
+def answer_again(shown: dict[str, Any]) -> str:
+    """Returns the answer of the model that was written to the question that was shown."""
+    base = open_base_model("tuned:fish")
+    messages = [{"role": "user", "content": shown["question"]}, {"role": "assistant", "content": shown["expected"]}]
+    question = question_of(base, [{"messages": messages}])
+    assert question
+    return answer(base, base.weights(), question)
 
 
 def test_work_that_is_given_up_ends_its_process_and_leaves_nothing(draft: Callable[..., Draft], home: Path) -> None:

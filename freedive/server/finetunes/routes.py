@@ -95,6 +95,8 @@ def router(models: Models, library: Library, jobs: Jobs, finetuning: Finetuning,
         if body.model not in models or not body.model.startswith(SCHEME):
             raise NotFound(f"There is no fine-tuned model '{body.model}' here", "Read the list again", param="model")
         name = models.slot(body.model).entry.name
+        if jobs.of(name):
+            raise UserError(f"'{name}' is being worked on", "Cancel this first", param="model")
         await models.release(name)
         return {"freed_bytes": await models.remove(name, partial(library.remove, name))}
 

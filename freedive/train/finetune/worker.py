@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TextIO
 
+from freedive import machine
 from freedive.errors import UserError
 from freedive.json_object import Json
 from freedive.train.data.sources import parted, read
@@ -58,9 +59,11 @@ def _tell(events: TextIO, event: Json) -> None:
 
 
 def estimate(job: Json, tell: Tell) -> Json:
-    """Returns what a run would take."""
+    """Returns what a run would take. Raises Unavailable if the memory is certainly too small."""
     prepare()
-    return _facts(_planned(job, open_base_model(job["model"])))
+    base = open_base_model(job["model"])
+    base.check_memory()
+    return _facts(_planned(job, base))
 
 
 def tune(job: Json, tell: Tell) -> Json:
@@ -104,6 +107,7 @@ def _facts(planned: Plan) -> Json:
         "step_tokens": tune.step_tokens,
         "seconds": round(planned.seconds),
         "memory_bytes": planned.memory_bytes,
+        "free_bytes": machine.available_memory(),
         "disk_bytes": planned.disk_bytes,
     }
 

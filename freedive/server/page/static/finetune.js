@@ -180,14 +180,14 @@ async function estimate() {
   }
 }
 
-function facts({ examples, held_out: heldOut, tokens, learned, cut, context, epochs: count, steps, seconds, memory_bytes: memory, disk_bytes: disk }) {
+function facts({ examples, held_out: heldOut, tokens, learned, cut, context, epochs: count, steps, seconds, memory_bytes: memory, free_bytes: free, disk_bytes: disk }) {
   return [
     ["plan_examples", word("plan_held_out", { examples: number(examples), held_out: number(heldOut) })],
     ["plan_tokens", word("plan_learned", { tokens: number(tokens), learned: number(learned) })],
     cut && ["plan_cut", word("plan_longer", { cut: number(cut), context: number(context) })],
     ["plan_steps", word("plan_epochs", { steps: number(steps), epochs: number(count, 1) })],
     ["plan_time", word("plan_about", { time: duration(seconds) })],
-    ["plan_memory", word("plan_sizes", { memory: bytes(memory), disk: bytes(disk) })],
+    ["plan_memory", word("plan_sizes", { memory: bytes(memory), free: bytes(free), disk: bytes(disk) })],
   ].filter(Boolean);
 }
 
