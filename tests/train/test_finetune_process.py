@@ -40,7 +40,14 @@ def draft(folders: Any) -> Callable[..., Draft]:
     source = str(folders("llama"))
 
     def make(**changes: Any) -> Draft:
-        given = {"base": "base", "source": source, "name": "fish", "file": "chats.jsonl", "data": DATA, "epochs": 1.0}
+        given: dict[str, Any] = {
+            "base": "base",
+            "source": source,
+            "name": "fish",
+            "file": "chats.jsonl",
+            "data": DATA,
+            "epochs": 1.0,
+        }
         return Draft(**given | changes)
 
     return make

@@ -30,9 +30,9 @@ class FinetuneRequest(RequestBody):
     name: Label
     file: Annotated[Label, Field(min_length=1)]
     base64: Text
-    epochs: Annotated[float, Field(gt=0, le=100)] | None = None
-    rank: Annotated[int, Field(ge=1, le=256)] = 8
-    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 2e-4
+    epochs: Annotated[float, Field(gt=0, le=100)] | None = Draft.epochs
+    rank: Annotated[int, Field(ge=1, le=256)] = Draft.rank
+    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = Draft.learning_rate
 
     def draft(self, source: str) -> Draft:
         """Returns what is asked for, on the model that the operator named ``source``. Raises UserError."""

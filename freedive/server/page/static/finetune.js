@@ -4,7 +4,7 @@ import { Away, events, get, post, remove } from "./api.js";
 import { drawCurve } from "./curve.js";
 import { byId, element, textButton } from "./dom.js";
 import { base64 } from "./files.js";
-import { useModel } from "./models.js";
+import { offerModels, useModel } from "./models.js";
 import { bytes, duration } from "./quantities.js";
 import { toast } from "./toast.js";
 import { number, word } from "./translations.js";
@@ -137,7 +137,8 @@ async function end({ id }) {
   choose(file);
 }
 
-function tryIt({ name: made }) {
+async function tryIt({ name: made }) {
+  await offerModels();
   useModel(made);
   dialog.close();
   byId("library").close();
