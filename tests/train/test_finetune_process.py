@@ -16,6 +16,7 @@ from patience import wait_until
 
 from freedive.commands import finetuning
 from freedive.commands.finetuning import LocalFinetuning
+from freedive.commands.serve import fetched
 from freedive.errors import Unavailable, UserError
 from freedive.hub import cache
 from freedive.server.finetunes.finetuning import Draft
@@ -116,6 +117,7 @@ def test_a_model_is_made_kept_and_removed(draft: Callable[..., Draft], home: Pat
     assert not any("chats.jsonl" in file for file in files(home))  # the user's data is not kept
     with pytest.raises(UserError, match="There is a model tuned:fish already"):
         tuning.tune(draft(), Progress(), ignore)
+    assert fetched({}, 0, "tuned:fish", Progress()).name == "tuned:fish"  # as the page serves what is on the disk
     model = entry.load()
     assert model.name == "tuned:fish"
     model.close()
@@ -156,6 +158,7 @@ def test_a_process_that_dies_is_reported_and_leaves_nothing(
 SERVER = """
 import os, sys
 from freedive.commands.finetuning import LocalFinetuning
+from freedive.commands.serve import fetched
 from freedive.server.finetunes.finetuning import Draft
 from freedive.server.library.line import Progress
 
