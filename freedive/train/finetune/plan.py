@@ -68,8 +68,7 @@ def plan(
 ) -> Plan:
     """Plans a run of the model ``name`` over ``records``, which ``file`` holds.
 
-    ``epochs`` None leaves their number to the size of the file; ``settings`` are others that a user chose.
-    Raises UserError if there is nothing to learn, or if the model cannot be trained on it.
+    ``epochs`` None leaves their number to the size of the file; ``settings`` are others that a user chose. Raises UserError if there is nothing to learn, or if the model cannot be trained on it.
     """
     texts = Texts(held_out=min(MOST_HELD_OUT, max(Texts().held_out, HELD_OUT_RECORDS / len(records))))
     parts = parted(records, texts)
@@ -81,16 +80,16 @@ def plan(
     step_tokens = min(MOST_STEP_TOKENS, max(LEAST_STEP_TOKENS, tokens // UPDATES_PER_EPOCH))
     epochs = epochs or min(MOST_EPOCHS, max(LEAST_EPOCHS, ceil(ENOUGH_STEPS * step_tokens / tokens)))
     steps = max(1, ceil(epochs * tokens / step_tokens))
-    own = [
-        *(
-            f"data.text={json.dumps([file], ensure_ascii=False)}",
-            f"data.held_out={texts.held_out}",
-            f"tune.steps={steps}",
-        ),
-        *(f"tune.step_tokens={step_tokens}", f"tune.micro_tokens={min(step_tokens, MICRO_TOKENS)}"),
-        *(f"tune.context={context}", f"tune.save_every={steps}"),
-    ]
-    run = finetune_run(name, [*own, *settings])
+    own = {
+        "data.text": json.dumps([file], ensure_ascii=False),
+        "data.held_out": texts.held_out,
+        "tune.context": context,
+        "tune.steps": steps,
+        "tune.step_tokens": step_tokens,
+        "tune.micro_tokens": min(step_tokens, MICRO_TOKENS),
+        "tune.save_every": steps,  # nobody resumes it
+    }
+    run = finetune_run(name, [*(f"{key}={value}" for key, value in own.items()), *settings])
     mean = sum(length * length for length in lengths) / sum(lengths)
     flops = steps * step_tokens * step_flops(base.model, mean)
     return Plan(
