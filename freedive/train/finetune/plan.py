@@ -68,7 +68,8 @@ def plan(
 ) -> Plan:
     """Plans a run of the model ``name`` over ``records``, which ``file`` holds.
 
-    ``epochs`` None leaves their number to the size of the file; ``settings`` are others that a user chose. Raises UserError if there is nothing to learn, or if the model cannot be trained on it.
+    ``epochs`` None leaves their number to the size of the file; ``settings`` are others that a user chose. Raises
+    UserError if there is nothing to learn, or if the model cannot be trained on it.
     """
     texts = Texts(held_out=min(MOST_HELD_OUT, max(Texts().held_out, HELD_OUT_RECORDS / len(records))))
     parts = parted(records, texts)
