@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from functools import partial
+from typing import Final
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -28,7 +29,7 @@ from freedive.server.stream import EventStream, event
 
 PREFIX = "/app/finetunes"
 
-KIND = "finetune"
+KIND: Final = "finetune"
 
 TICK_S = 0.5
 """Seconds between two looks at what has changed."""

@@ -164,7 +164,8 @@ def _table(path: Path) -> Iterator[Value]:
         lines = (line.lstrip(_BOM) for line in file)
         first = next(lines, "")
         rows = csv.reader(chain([first], lines), delimiter=max(SEPARATORS, key=first.count), strict=True)
-        begin, columns = 1, None
+        columns: list[str] | None = None
+        begin = 1
         try:
             for row in rows:
                 place, begin = f"{path}, line {begin}", rows.line_num + 1

@@ -110,7 +110,7 @@ def plan(
 def _counted(base: BaseModel, records: Sequence[Record], context: int) -> tuple[list[int], int, int, float]:
     """Returns lengths, learned tokens and cut documents of some records, and by what all are more."""
     some = records[:: ceil(len(records) / MAX_COUNTED)]
-    lengths, learned, num_cut = [], 0, 0
+    lengths, learned, num_cut = list[int](), 0, 0
     for record in some:
         for tokens, weights in documents(record, base.tokenizer, base.template):
             lengths.append(len(tokens))
