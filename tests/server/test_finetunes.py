@@ -248,3 +248,11 @@ def test_a_curve_is_short_and_keeps_the_mean(steps: int) -> None:
     assert {loss for _, loss in points} == {2.0}
     assert points[-1][0] > steps * 0.9
     assert sorted(points) == points
+
+
+def test_who_watches_already_sees_a_run_begin(http: httpx.Client, tuning: EchoFinetuning) -> None:
+    with http.stream("GET", f"{PATH}/events") as response:
+        events = (json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: "))
+        assert next(events)["runs"] == []
+        begin(http)
+        assert any(half_done(now) for now in events)

@@ -26,6 +26,7 @@ let asked = null; // the AbortController of the newest estimate
 let control = null;
 let shown = null; // the name of the fine-tuned model that is shown, or null for the form
 let offered = "";
+let newest = { runs: [], tuned: [] }; // the event that came last
 
 // Shows the form for a base model, or what is or was made under the name `result`.
 export async function openFinetune(names, base, result = null) {
@@ -52,7 +53,9 @@ async function watch(signal) {
   }
 }
 
-async function take({ runs }) {
+async function take(now) {
+  newest = now;
+  const { runs } = now;
   if (!shown) return;
   const run = runs.find((each) => each.name === shown);
   if (run) return draw(run);
@@ -203,7 +206,9 @@ form.addEventListener("submit", (event) => {
   attempt(start, async () => {
     const run = await post(ROOT, await body());
     show(run.name);
-    draw(run);
+    const isKnown = newest.tuned.includes(run.name) || newest.runs.some(({ id }) => id === run.id);
+    if (isKnown) await take(newest); // its events may come before the answer
+    else draw(run);
   });
 });
 
