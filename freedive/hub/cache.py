@@ -171,6 +171,19 @@ def discard(ref: str) -> int:
         return 0 if find(ref) else _remove_tree(model_folder(ref))
 
 
+def discard_unfinished(scheme: str) -> None:
+    """Deletes what ended processes left of models of this scheme; a model that somebody makes now is locked, and
+    stays."""
+    for folder in home().glob(f"models/{scheme}-*"):
+        if (folder / MANIFEST).exists():
+            continue
+        lock = home() / "locks" / folder.name
+        _make(lock.parent)
+        with _own_file(lock) as descriptor, suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_tree(folder)
+
+
 def partial_bytes(ref: str) -> int:
     """Returns the bytes that an unfinished download has, 0 if the model is complete or nothing of it came."""
     folder = model_folder(ref)

@@ -27,8 +27,8 @@ FORMS = {
     "pypi": "pypi:package==version/path-in-wheel",
 }
 
-QUANTIZED = "quantized"
-"""The scheme of models that a server quantised, which are in the cache."""
+MADE_HERE = QUANTIZED, TUNED = "quantized", "tuned"
+"""The schemes of models that a server quantised or fine-tuned, which are in the cache."""
 
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
 """Makes a progress bar for a download, given a title and the number of bytes."""
@@ -85,7 +85,7 @@ def parse(ref: str) -> Address | Path:
     scheme, colon, rest = (entry.ref if entry else ref).partition(":")
     if entry and scheme == INCLUDED:
         return Path(__file__).with_name(rest)
-    if scheme == QUANTIZED and cache.find(ref):
+    if scheme in MADE_HERE and cache.find(ref):
         return Address(scheme, rest, None)
     if colon and scheme in FORMS:
         return _parse_address(scheme, rest)

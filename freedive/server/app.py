@@ -28,6 +28,8 @@ from freedive.server.body import Bodies
 from freedive.server.conversations import routes as conversations_routes
 from freedive.server.conversations.chats import Chats
 from freedive.server.edge import EdgeMiddleware
+from freedive.server.finetunes import routes as finetunes_routes
+from freedive.server.finetunes.finetuning import Finetuning, NoFinetuning
 from freedive.server.kept_requests import KeptRequests
 from freedive.server.keys import Keys
 from freedive.server.library import routes as library_routes
@@ -53,8 +55,8 @@ SHUTDOWN_S = 2
 DEFAULTS = ServerConfig()
 """The default settings of a server."""
 
-NO_LIBRARY = NoLibrary()
-"""The library of servers of given models."""
+NO_LIBRARY, NO_FINETUNING = NoLibrary(), NoFinetuning()
+"""The library and the fine-tuning of servers of given models."""
 
 
 def create_app(
@@ -65,13 +67,15 @@ def create_app(
     *,
     fetch: Fetch = no_fetch,
     library: Library = NO_LIBRARY,
+    finetuning: Finetuning = NO_FINETUNING,
     stored_responses: Path | None = None,
     conversations: Path | None = None,
 ) -> FastAPI:
     """Returns the HTTP application that serves ``models``; the first of them is the chat page's default.
 
     If ``keys`` is None, requests need no key. ``observers`` receive the record of each finished request, like the
-    server's own metrics. ``fetch`` downloads a model for a client, and ``library`` is what this machine has.
+    server's own metrics. ``fetch`` downloads a model for a client, ``library`` is what this machine has, and
+    ``finetuning`` makes models of the user's files.
     ``stored_responses`` and ``conversations`` are the files of stored responses and of the page's conversations; those
     that are None are kept in memory. ``app.state.auth`` authenticates requests, and ``app.state.chats`` holds the
     conversations.
@@ -112,7 +116,8 @@ def create_app(
     app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
     chat = conversations_routes.router(chats, answers.rendered, service.count), answers_routes.router(answers)
     of_models = library_routes.router(models, library, pulls, jobs, auth)
-    for router in (page.router(service, auth), session.router(auth), of_models, *chat):
+    tuning = finetunes_routes.router(models, library, jobs, finetuning, auth)
+    for router in (page.router(service, auth), session.router(auth), of_models, tuning, *chat):
         app.include_router(router)
     app.mount("/static", page.static_files(), name="static")
     openapi.describe_routes(app)

@@ -32,7 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 RIGHTS = {
     "pull": "fetch models from hubs",
     "manage": "unload and pin models, and see what all callers use",
-    "files": "quantise and remove models",
+    "files": "quantise, fine-tune and remove models",
 }
 """Rights that a key may have in addition to sending requests, which every key may."""
 

@@ -89,7 +89,9 @@ def test_every_text_that_scripts_and_pages_use_exists_and_every_text_is_used() -
     asked = re.findall(r"""\bword\(\s*"(\w+)\"""", source) + re.findall(r"\bword\.(\w+)", source)
     assert set(asked) <= set(texts)
     source += " language ".join((*get_args(Status), *get_args(State), *FORMATS))
-    chosen = r"^(effort|state|part|format|download|quantize)_|_does$"  # what stands before or after a name
+    chosen = (
+        r"^(effort|state|part|format|download|quantize|finetune|sample)_|_does$"  # what stands before or after a name
+    )
     names = {key: re.sub(chosen, "", key) for key in texts}
     assert [key for key, name in names.items() if not re.search(rf"\b{name}\b", source)] == []
 

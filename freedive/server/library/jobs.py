@@ -1,4 +1,4 @@
-"""Downloads and quantisations that the page began: they belong to the server, whether somebody watches or not."""
+"""Long work on models that the page began: it belongs to the server, whether somebody watches or not."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ logger = logging.getLogger(__name__)
 MAX_JOBS = 32
 """The most jobs that run, wait or have failed at the same time."""
 
-Kind = Literal["download", "quantize"]
+Kind = Literal["download", "quantize", "finetune"]
 
 
 @dataclass(eq=False)
 class Job:
-    """One piece of work on the model named ``model``; ``format`` is that of a quantisation."""
+    """One piece of work on the model named ``model``. The progress of fine-tuning counts steps instead of bytes.
+
+    ``format`` tells apart what is made of the model: the format of a quantised copy, or the name of a fine-tuned one.
+    """
 
     kind: Kind
     model: str
@@ -89,6 +92,10 @@ class Jobs:
         self._jobs[job.id] = job
         job.task = asyncio.create_task(self._run(job, work))
         return job
+
+    def holds(self, id: str) -> bool:
+        """Returns whether a job with this id runs, waits or has failed."""
+        return id in self._jobs
 
     def find(self, id: str) -> Job:
         """Returns the job with this id. Raises NotFound."""

@@ -13,12 +13,12 @@ from fastapi.concurrency import run_in_threadpool
 from freedive.errors import NotFound, UserError
 from freedive.json_object import Json
 from freedive.server.auth import Auth
-from freedive.server.keys import Key
 from freedive.server.library.fields import ModelRequest, QuantizeRequest
-from freedive.server.library.jobs import Job, Jobs, Kind
+from freedive.server.library.jobs import Job, Jobs
 from freedive.server.library.library import Library
 from freedive.server.library.line import Line
 from freedive.server.library.pulls import Pulls
+from freedive.server.library.rights import RIGHTS, key_of
 from freedive.server.models import Models, Slot
 from freedive.server.routing import APIRouter
 from freedive.server.stream import EventStream, event
@@ -27,9 +27,6 @@ PREFIX = "/app/library"
 
 TICK_S = 0.5
 """Seconds between two looks at what has changed."""
-
-RIGHTS: dict[Kind, str] = {"download": "pull", "quantize": "files"}
-"""The right that each kind of job needs."""
 
 Name = Annotated[str, Query(max_length=1000)]
 
@@ -47,7 +44,7 @@ def router(models: Models, library: Library, pulls: Pulls, jobs: Jobs, auth: Aut
 def _add_lists(routes: APIRouter, models: Models, library: Library, jobs: Jobs, auth: Auth) -> None:
     @routes.get("")
     async def listed(request: Request) -> Json:
-        key = _key(request)
+        key = key_of(request)
         known = await run_in_threadpool(library.models)
         facts = {model["name"]: model for model in known}
         served = [_served(slot) | facts.pop(name, {}) | {"served": True} for name, slot in models.slots.items()]
@@ -62,13 +59,13 @@ def _add_lists(routes: APIRouter, models: Models, library: Library, jobs: Jobs, 
         if model in models:
             source = models.slot(model).entry.source or model
         else:
-            _key(request).require("pull")  # it may have to be read from a hub
+            key_of(request).require("pull")  # it may have to be read from a hub
             source = await _known(library, model)
         return await run_in_threadpool(library.card, source) | {"model": model}
 
     @routes.get("/events", response_model=None)
     async def events(request: Request) -> EventStream:
-        return EventStream(_changes(models, jobs, auth, with_jobs="pull" in _key(request).may))
+        return EventStream(_changes(models, jobs, auth, with_jobs="pull" in key_of(request).may))
 
 
 async def _changes(models: Models, jobs: Jobs, auth: Auth, *, with_jobs: bool) -> AsyncGenerator[bytes, None]:
@@ -89,7 +86,7 @@ def _add_loading(routes: APIRouter, models: Models) -> None:
 
     @routes.post("/unload")
     async def unload(body: ModelRequest, request: Request) -> Json:
-        _key(request).require("manage")
+        key_of(request).require("manage")
         await models.release(body.model)
         return {"states": _states(models)}
 
@@ -99,12 +96,12 @@ def _add_jobs(routes: APIRouter, models: Models, library: Library, pulls: Pulls,
 
     @routes.post("/downloads")
     async def download(body: ModelRequest, request: Request) -> Json:
-        _key(request).require("pull")
+        key_of(request).require("pull")
         return jobs.begin(Job("download", body.model), partial(pulls.pull, body.model)).facts()
 
     @routes.post("/quantized")
     async def quantize(body: QuantizeRequest, request: Request) -> Json:
-        _key(request).require("files")
+        key_of(request).require("files")
         if body.format not in library.formats:
             raise UserError(f"{body.format!r} is not a format", f"Choose one of {', '.join(library.formats)}")
         source = models.slot(body.model).entry.source or body.model
@@ -115,14 +112,14 @@ def _add_jobs(routes: APIRouter, models: Models, library: Library, pulls: Pulls,
     @routes.post("/jobs/{id}/stop")
     async def stop(id: str, request: Request) -> Json:
         job = jobs.find(id)
-        _key(request).require(RIGHTS[job.kind])
+        key_of(request).require(RIGHTS[job.kind])
         await jobs.stop(job)
         return {"id": id}
 
     @routes.delete("/jobs/{id}")
     async def cancel(id: str, request: Request) -> Json:
         job = jobs.find(id)
-        _key(request).require(RIGHTS[job.kind])
+        key_of(request).require(RIGHTS[job.kind])
         await jobs.stop(job)
         if job.kind == "download":
             await run_in_threadpool(library.discard, job.model)
@@ -130,7 +127,7 @@ def _add_jobs(routes: APIRouter, models: Models, library: Library, pulls: Pulls,
 
     @routes.post("/discard")
     async def discard(body: ModelRequest, request: Request) -> Json:
-        _key(request).require("pull")
+        key_of(request).require("pull")
         if jobs.of(body.model):
             raise UserError(f"'{body.model}' is being worked on", "Cancel this first", param="model")
         return {"freed_bytes": await run_in_threadpool(library.discard, body.model)}
@@ -140,7 +137,7 @@ def _add_removal(routes: APIRouter, models: Models, library: Library, jobs: Jobs
     @routes.post("/remove")
     async def remove(body: ModelRequest, request: Request) -> Json:
         is_served = body.model in models
-        _key(request).require("files")
+        key_of(request).require("files")
         if jobs.of(body.model):
             raise UserError(f"'{body.model}' is being worked on", "Cancel this first", param="model")
         name = models.slot(body.model).entry.name if is_served else await _known(library, body.model)
@@ -152,11 +149,6 @@ async def _known(library: Library, name: str) -> str:
     if any(model["name"] == name for model in await run_in_threadpool(library.models)):
         return name
     raise NotFound(f"There is no model '{name}' here", "Choose one of the list", param="model")
-
-
-def _key(request: Request) -> Key:
-    key: Key = request.state.record.key
-    return key
 
 
 def _states(models: Models) -> Json:

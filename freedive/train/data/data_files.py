@@ -6,6 +6,7 @@ refused, never read as plain text.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import json
@@ -31,7 +32,7 @@ NOT_DATA = frozenset(
 
 OTHER_DATA = frozenset(
     {
-        *(".csv", ".tsv", ".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".xml", ".yaml", ".yml", ".html"),
+        *(".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".xml", ".yaml", ".yml", ".html"),
         *(".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".gz"),
     }
 )
@@ -112,9 +113,23 @@ def _opened(path: Path) -> Iterator[IO[str]]:
             yield file
     except UnicodeError as error:
         remedy = "Convert it, such as with: iconv -f LATIN1 -t UTF-8"
-        raise UserError(f"{path} is not text in UTF-8 or UTF-16 ({error})", remedy) from None
+        why = _first_wrong_line(path) or error
+        raise UserError(f"{path} is not text in UTF-8 or UTF-16 ({why})", remedy) from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error})", "Check that it is a whole file that you may read") from None
+
+
+def _first_wrong_line(path: Path) -> str:
+    """Returns which line of a file is not UTF-8; "" if the file is compressed or all of it is."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.startswith((_GZIP_START, *_UTF16)):
+                break
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f"line {number}"
+    return ""
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:
@@ -141,6 +156,38 @@ def _json(path: Path) -> Iterator[Value]:
         return
     items = whole if isinstance(whole, list) else [whole]
     yield from ((value, f"{path}, item {number}") for number, value in enumerate(items, 1))
+
+
+def _table(path: Path) -> Iterator[Value]:
+    """Yields the rows of a table as records. Its first line names the columns, and shows what separates them."""
+    with _opened(path) as file:
+        lines = (line.lstrip(_BOM) for line in file)
+        first = next(lines, "")
+        rows = csv.reader(chain([first], lines), delimiter=max(SEPARATORS, key=first.count), strict=True)
+        columns: list[str] | None = None
+        begin = 1
+        try:
+            for row in rows:
+                place, begin = f"{path}, line {begin}", rows.line_num + 1
+                if not any(map(str.strip, row)):
+                    continue
+                if columns is None:
+                    columns = _columns(row, place)
+                elif len(row) != len(columns):
+                    what = f"{place} has {len(row)} cells, and there are {len(columns)} columns"
+                    raise UserError(what, 'Write cells that hold a separator or a quote as "a, ""b"""')
+                else:
+                    yield dict(zip(columns, row, strict=True)), place
+        except csv.Error as error:
+            what = f"{path}, line {begin} is not a row of a table: {error}"
+            raise UserError(what, "Check where its quotes begin and end") from None
+
+
+def _columns(row: Sequence[str], place: str) -> list[str]:
+    columns = [cell.strip().lower() for cell in row]
+    if twice := next((name for name in columns if name and columns.count(name) > 1), ""):
+        raise UserError(f"{place} names two columns {twice!r}", "Give each column a name of its own")
+    return columns
 
 
 def _parsed(line: str, path: Path, number: int) -> Any:
@@ -172,11 +219,15 @@ def _parquet(path: Path) -> Iterator[Value]:
 
 
 PARQUET = ".parquet"
+SEPARATORS = ",;\t"
+"""What may separate the cells of a table; of equally frequent ones, the first."""
 READERS: Mapping[str, Callable[[Path], Iterator[Value]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
     PARQUET: _parquet,
+    ".csv": _table,
+    ".tsv": _table,
     ".txt": _plain,
     ".md": _plain,
 }

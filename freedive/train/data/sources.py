@@ -12,6 +12,7 @@ from typing import Any
 from freedive.errors import UserError
 from freedive.train.data import conversations, stories, tasks
 from freedive.train.data.data_files import values
+from freedive.train.data.pairs import chat_of
 from freedive.train.data.stories import Message, Record
 from freedive.train.finetune.config import Texts
 from freedive.train.run.config import Data
@@ -117,6 +118,8 @@ def _record(value: Any, place: str) -> Record:
             return {"text": value["text"]}
         case {"messages": [_, *_]}:
             return {"messages": [_message(message, place) for message in value["messages"]]}
+    if "text" not in value and "messages" not in value and (chat := chat_of(value, place)):
+        return {"messages": chat}
     raise _no_record(place)
 
 
@@ -134,7 +137,7 @@ def _message(value: Any, place: str) -> Message:
 
 
 def _no_record(place: str) -> UserError:
-    form = 'Write {"text": ...} or {"messages": [{"role": ..., "content": ...}]}'
+    form = 'Write {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [{"role": ..., "content": ...}]}'
     return UserError(f"{place} is no record", f"{form}, with text as content, of {', '.join(ROLES)}")
 
 

@@ -56,17 +56,21 @@ class BaseModel:
         """The size of all weights in float32, in bytes."""
         return 4 * sum(param.size for param in stacked_params(self.model).values())
 
-    def weights(self) -> Weights:
-        """Reads the weights from any format into float32; the experts of a layer are one stack.
-
-        Raises Unavailable if they do not fit into the free memory.
-        """
+    def check_memory(self) -> None:
+        """Raises Unavailable if the weights do not fit into the free memory."""
         free = machine.available_memory()
         if self.num_bytes > free:
             raise Unavailable(
                 f"The weights take {self.num_bytes / 1e9:.1f} GB in float32, and {free / 1e9:.1f} GB are free",
                 "Tune a smaller model, or on a machine with more memory",
             )
+
+    def weights(self) -> Weights:
+        """Reads the weights from any format into float32; the experts of a layer are one stack.
+
+        Raises Unavailable as :meth:`check_memory` does.
+        """
+        self.check_memory()
         weights = {name: torch.empty(param.shape) for name, param in stacked_params(self.model).items()}
         tensors = canonical_tensors(self.checkpoint, self.model, self.rules)
         with byte_bar("reading weights", self.num_bytes) as advance:

@@ -35,7 +35,7 @@ from freedive.train.model.kernels import prepare, resolved
 from freedive.train.run import checkpoints, config
 from freedive.train.run.config import TUNE
 from freedive.train.run.folder import RunFolder
-from freedive.train.run.progress import run_steps
+from freedive.train.run.progress import Row, run_steps
 from freedive.train.run.stages import note
 
 MERGE = "merge"
@@ -43,15 +43,20 @@ MERGE = "merge"
 
 @dataclass(frozen=True)
 class FinetuneContext:
-    """A fine-tuning run: its settings, its folder, and the function that prints messages."""
+    """A fine-tuning run: its settings, its folder, and the functions that print messages and receive metrics.
+
+    ``opened`` is the base model if it was opened already.
+    """
 
     run: FinetuneRun
     folder: RunFolder
     say: Callable[[str], None] = print
+    report: Callable[[Row], None] = lambda row: None
+    opened: BaseModel | None = None
 
     @cached_property
     def base(self) -> BaseModel:
-        return open_base_model(self.run.model)
+        return self.opened or open_base_model(self.run.model)
 
     def shards(self, held_out: bool = False) -> Shards:
         return Shards(self.folder.data(TUNE, held_out), self.folder.vocabulary)
@@ -80,13 +85,18 @@ class FinetuneContext:
             weights=weights,
             base=base,
             precision=self.run.precision,
+            held_out=self.shards(held_out=True) if self.folder.data(TUNE, held_out=True).exists() else None,
+            report=self.report,
         )
         trainer.resume()
         return trainer
 
 
-def tune(context: FinetuneContext) -> None:
-    """Prints what is trained, trains it, and writes the adapter and the merged model."""
+def tune(context: FinetuneContext) -> FinetuneTrainer:
+    """Prints what is trained, trains it, writes the adapter and the merged model, and returns the trainer.
+
+    The ``base`` of the trainer then has the merged weights if the model was written.
+    """
     if not context.run.data.text:
         raise UserError("There is nothing to learn from", "Name files or folders with data.text")
     context.wanted()  # raises UserError before any work is done
@@ -108,6 +118,7 @@ def tune(context: FinetuneContext) -> None:
             context.say(f"{TUNE}: PEFT 0.21 misreads {len(lost)} of its parts, such as {lost[0]}; use the merged model")
     if context.run.tune.merge:
         _write_model(context, trainer)
+    return trainer
 
 
 def merge(context: FinetuneContext) -> None:
@@ -117,7 +128,7 @@ def merge(context: FinetuneContext) -> None:
     _write_model(context, context.trainer())
 
 
-STAGES: dict[str, Callable[[FinetuneContext], None]] = {TUNE: tune, MERGE: merge}
+STAGES: dict[str, Callable[[FinetuneContext], object]] = {TUNE: tune, MERGE: merge}
 
 
 def perform(stage: str, name: str, settings: list[str], root: Path | None) -> None:
@@ -180,8 +191,10 @@ def _learned(made: list[tuple[Record, Document]]) -> int:
 
 
 def _print_held_out_loss(context: FinetuneContext, trainer: FinetuneTrainer) -> None:
-    if context.folder.data(TUNE, held_out=True).exists():
-        context.say(f"held out: loss {trainer.loss(context.shards(held_out=True)):.3f} after {trainer.step} steps")
+    if trainer.held_out:
+        loss = trainer.loss(trainer.held_out)
+        context.say(f"held out: loss {loss:.3f} after {trainer.step} steps")
+        context.report({"step": trainer.step, "held_out_loss": loss})
 
 
 def _write_model(context: FinetuneContext, trainer: FinetuneTrainer) -> None:

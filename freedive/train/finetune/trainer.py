@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,18 +15,27 @@ from freedive.train.finetune.lora import Tuned, TuneOps, weight_of
 from freedive.train.model.net import losses, stacked_params
 from freedive.train.model.ops import TrainOps
 from freedive.train.model.optim import Optimizer
+from freedive.train.run.progress import Row
 from freedive.train.run.trainer import Trainer
 
 HELD_OUT_TOKENS = 16_384
 """The most held-out tokens on which the loss is measured."""
 
+MEASUREMENTS = 4
+"""How often that is done during training."""
+
 
 @dataclass(kw_only=True)
 class FinetuneTrainer(Trainer):
-    """Trains ``weights``: adapters for weights in ``base``, or some weights of ``base`` themselves."""
+    """Trains ``weights``: adapters for weights in ``base``, or some weights of ``base`` themselves.
+
+    ``report`` receives the metrics of each step, some with the loss on ``held_out``.
+    """
 
     stage: FinetuneStage
     base: Mapping[str, Tensor] = field(repr=False)
+    held_out: Shards | None = None
+    report: Callable[[Row], None] = lambda row: None
 
     def __post_init__(self) -> None:
         scale = self.stage.alpha / self.stage.rank if self.stage.rank else 0.0
@@ -46,6 +55,14 @@ class FinetuneTrainer(Trainer):
     def losses(self, part: Sequences) -> tuple[Tensor, TrainOps]:
         ops = TuneOps(part, precision=self.precision)
         return losses(self.model, self.tuned, part, ops), ops
+
+    def advance(self) -> Row:
+        row = super().advance()
+        parts = (self.step - 1) * MEASUREMENTS // self.num_steps, self.step * MEASUREMENTS // self.num_steps
+        if self.held_out and parts[0] < parts[1] and self.step < self.num_steps:  # the last one is measured afterwards
+            row["held_out_loss"] = self.loss(self.held_out)
+        self.report(row)
+        return row
 
     @torch.no_grad()
     def loss(self, shards: Shards) -> float:

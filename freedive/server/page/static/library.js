@@ -3,11 +3,12 @@
 import { Away, events, get, post, remove } from "./api.js";
 import { showCard } from "./card.js";
 import { byId, element, icon, textButton } from "./dom.js";
+import { isTuned, openFinetune, readTuned } from "./finetune.js";
 import { openMenu } from "./menu.js";
 import { chosenModel, showStates, useModel } from "./models.js";
 import { bytes, duration } from "./quantities.js";
 import { toast } from "./toast.js";
-import { word } from "./translations.js";
+import { number, word } from "./translations.js";
 
 const ROOT = "/app/library";
 const RETRY_MS = 1000;
@@ -28,6 +29,8 @@ const GROUPS = [
 let models = [];
 let may = [];
 let formats = [];
+let tunes = false; // whether this server fine-tunes models
+let origins = new Map(); // of fine-tuned models
 let jobs = new Map(); // by the name of the model
 let rows = new Map();
 let control = null;
@@ -57,6 +60,7 @@ async function reload() {
   const whole = await get(ROOT);
   ({ models, may } = whole);
   formats = whole.formats ?? [];
+  if (may.includes("files")) ({ tunes, origins } = await readTuned());
   space.textContent = whole.free_bytes === undefined ? "" : word("disk_free", { size: bytes(whole.free_bytes) });
   draw();
 }
@@ -135,8 +139,8 @@ class Row {
     this.model = model;
     this.state.textContent = model.served ? word(`state_${model.state}`) : "";
     this.state.dataset.state = model.state ?? "";
-    this.about.textContent = model.about ?? "";
-    this.about.hidden = !model.about;
+    this.about.textContent = model.about || (origins.get(model.name) ?? "");
+    this.about.hidden = !this.about.textContent;
     this.facts.textContent = factsOf(model).join(" · ");
     this.error.textContent = job?.error ?? "";
     this.error.hidden = !job?.error;
@@ -154,8 +158,9 @@ class Row {
     if (total) Object.assign(this.bar, { max: total, value: Math.min(completed, total) });
     else this.bar.removeAttribute("value");
     const texts = [word(job ? `${job.kind}_${job.state}` : "paused", { format: job?.format })];
-    if (completed) texts.push(total ? word("of_bytes", { done: bytes(completed), all: bytes(total) }) : bytes(completed));
-    if (speed) texts.push(word("per_second", { size: bytes(speed) }));
+    if (job?.kind === "finetune") texts.push(word("of_steps", { done: number(completed), all: number(total) }));
+    else if (completed) texts.push(total ? word("of_bytes", { done: bytes(completed), all: bytes(total) }) : bytes(completed));
+    if (speed && job.kind !== "finetune") texts.push(word("per_second", { size: bytes(speed) }));
     if (left) texts.push(word("time_left", { time: duration(left) }));
     this.progress.textContent = texts.join(" · ");
   }
@@ -221,6 +226,9 @@ const OFFERS = {
   cancel: { key: "cancel", act: (model, job) => end(remove(`${ROOT}/jobs/${job.id}`)) },
   discard: { key: "discard", act: ({ name }) => end(post(`${ROOT}/discard`, { model: name })) },
   quantize: { key: "quantize", act: chooseFormat },
+  finetune: { key: "tune_model", act: ({ name }, job, button) => finetune(button, name) },
+  watch: { key: "finetune_watch", act: ({ name }, job, button) => finetune(button, name, `tuned:${job.format}`) },
+  result: { key: "finetune_result", act: ({ name }, job, button) => finetune(button, "", name) },
   remove: { key: "remove_model", act: askToRemove },
 };
 
@@ -234,12 +242,23 @@ function offersFor({ name, served, state, bytes_here: here, partial_bytes: part,
   if (served && state === "loaded" && manages) found.push("unload");
   if (working && job.kind === "download" && pulls) found.push("pause", "cancel");
   if (working && job.kind === "quantize" && files) found.push("cancel");
+  if (job?.kind === "finetune" && files) found.push("watch");
   if (!working && pulls && !served && here) found.push("serve");
   if (!working && pulls && !served && !here && runs) found.push(part ? "resume" : "download");
   if (!working && pulls && part) found.push("discard");
-  if (!working && files && served && formats.length && !name.startsWith("quantized:")) found.push("quantize");
+  if (!working && files && served && formats.length && !isQuantized(name)) found.push("quantize");
+  if (!working && files && served && tunes && !isQuantized(name)) found.push("finetune");
+  if (files && isTuned(name)) found.push("result");
   if (!working && files && removable && state !== "loaded") found.push("remove");
   return found.map((each) => OFFERS[each]);
+}
+
+const isQuantized = (name) => name.startsWith("quantized:");
+
+function finetune(button, base, result) {
+  button.disabled = false; // the dialog gives the focus back to it
+  const bases = models.filter(({ name, served }) => served && !isQuantized(name));
+  openFinetune(bases.map(({ name }) => name), base, result);
 }
 
 // What was stopped or removed is read again: no event tells what is on the disk.
