@@ -22,7 +22,7 @@ from freedive.server import api_errors, docs, kept_requests, metrics, openapi, s
 from freedive.server.answers import routes as answers_routes
 from freedive.server.answers.answers import Answers
 from freedive.server.anthropic.models import ByVersion
-from freedive.server.apis import apis
+from freedive.server.apis import Api, apis
 from freedive.server.auth import Auth, is_loopback
 from freedive.server.body import Bodies
 from freedive.server.conversations import routes as conversations_routes
@@ -75,10 +75,9 @@ def create_app(
 
     If ``keys`` is None, requests need no key. ``observers`` receive the record of each finished request, like the
     server's own metrics. ``fetch`` downloads a model for a client, ``library`` is what this machine has, and
-    ``finetuning`` makes models of the user's files.
-    ``stored_responses`` and ``conversations`` are the files of stored responses and of the page's conversations; those
-    that are None are kept in memory. ``app.state.auth`` authenticates requests, and ``app.state.chats`` holds the
-    conversations.
+    ``finetuning`` makes models of users' files. ``stored_responses`` and ``conversations`` are the files of stored
+    responses and of the page's conversations; those that are None are kept in memory. ``app.state.auth`` authenticates
+    requests, and ``app.state.chats`` holds the conversations.
     """
     service = Service(models, keeps_requests=config.keep_requests > 0)
     store, kept = open_store(stored_responses), KeptRequests(config.keep_requests, keys)
@@ -105,11 +104,7 @@ def create_app(
     app.add_middleware(CrossOrigin, origins=auth.origins)  # the outermost, so that pages can read errors too
 
     _add_health(app, models)
-    for api in apis(service, store, pulls):
-        for prefix in api.prefixes:
-            in_schema = prefix == api.prefixes[0]
-            for router in api.routers:
-                app.include_router(router, prefix=prefix, tags=[api.name], include_in_schema=in_schema)
+    _include_apis(app, apis(service, store, pulls))
     app.include_router(metrics.router(measured))
     app.include_router(stats.router(counted, models))
     app.include_router(kept_requests.router(kept))
@@ -122,6 +117,14 @@ def create_app(
     app.mount("/static", page.static_files(), name="static")
     openapi.describe_routes(app)
     return app
+
+
+def _include_apis(app: FastAPI, offered: Sequence[Api]) -> None:
+    for api in offered:
+        for prefix in api.prefixes:
+            in_schema = prefix == api.prefixes[0]
+            for router in api.routers:
+                app.include_router(router, prefix=prefix, tags=[api.name], include_in_schema=in_schema)
 
 
 def _add_health(app: FastAPI, models: Models) -> None:
