@@ -11,6 +11,7 @@ from browser import Page
 from echo_finetuning import EchoFinetuning
 from echo_library import GB, EchoLibrary, listed
 from echo_model import EchoModel, serving
+from patience import PATIENCE_S
 from selenium import webdriver
 
 from freedive.commands.finetuning import LocalFinetuning
@@ -83,8 +84,8 @@ def drop(page: Page, name: str, text: str) -> None:
     page.browser.execute_script(DROP, name, text)
 
 
-def shows(page: Page, selector: str, text: str) -> None:
-    page.until(lambda: text in page.find(selector).text)
+def shows(page: Page, selector: str, text: str, seconds: float = PATIENCE_S) -> None:
+    page.until(lambda: text in page.find(selector).text, seconds)
 
 
 @pytest.mark.browser
@@ -182,7 +183,7 @@ def test_nano_learns_a_file_and_serves_what_it_learned(browser: webdriver.Chrome
             drop(page, "fish.jsonl", LINES)
             shows(page, "#finetune-plan", "about ")
             press(page, "#finetune-form", "Start")
-            shows(page, "#finetune-sample", "After")
+            shows(page, "#finetune-sample", "After", seconds=10 * PATIENCE_S)
             press(page, "#finetune-buttons", "Try it")
             page.ask_and_wait("Say 7")
             assert page.find("#model").get_attribute("value") == "tuned:fish"

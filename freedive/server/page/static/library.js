@@ -139,7 +139,7 @@ class Row {
     this.model = model;
     this.state.textContent = model.served ? word(`state_${model.state}`) : "";
     this.state.dataset.state = model.state ?? "";
-    this.about.textContent = model.about || (origins.get(model.name) ?? "");
+    this.about.textContent = origins.get(model.name) ?? model.about;
     this.about.hidden = !this.about.textContent;
     this.facts.textContent = factsOf(model).join(" · ");
     this.error.textContent = job?.error ?? "";
