@@ -149,6 +149,7 @@ async function tryIt({ name: made }) {
 
 function choose(next) {
   file = next;
+  start.disabled = true;
   chosen.textContent = file?.name ?? word("finetune_drop");
   if (file && !name.value) name.value = file.name.replace(/\.\w+$/, "").replace(/[^\w.-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 64) || "model";
   estimate();
@@ -161,24 +162,24 @@ async function body() {
   return given;
 }
 
-// Asks what the file and the settings would take, whenever they have changed.
+// Asks what the file and the settings would take, whenever they have changed. Nothing moves or is disabled until the
+// answer comes: the click on the button is what ends the change of a field.
 async function estimate() {
   asked?.abort();
   asked = new AbortController();
   const { signal } = asked;
-  start.disabled = true;
-  plan.replaceChildren();
-  if (!file) return;
-  wrong.textContent = "";
+  if (!file) return plan.replaceChildren();
   try {
     if (file.size > MAX_BYTES) throw new Error(word("too_large_data", { name: file.name }));
-    plan.textContent = word("finetune_reading");
+    if (start.disabled) plan.textContent = word("finetune_reading");
     const found = await post(`${ROOT}/estimate`, await body(), signal);
     if (signal.aborted) return;
     plan.replaceChildren(element("dl", {}, ...facts(found).flatMap(([key, text]) => pair(key, text))));
+    wrong.textContent = "";
     start.disabled = false;
   } catch (error) {
     if (signal.aborted) return;
+    start.disabled = true;
     plan.replaceChildren();
     wrong.textContent = error.message;
   }
