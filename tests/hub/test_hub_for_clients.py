@@ -99,14 +99,26 @@ def test_what_clients_fetch_has_a_limit_that_counts_what_was_interrupted(
 
 
 @pytest.fixture
-def pulled(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def most_at_once() -> list[int]:
+    """How many downloads ran when each of them began."""
+    return []
+
+
+@pytest.fixture
+def pulled(hub: StandIn, most_at_once: list[int]) -> Iterator[str]:
     """A server whose clients fetch slowly: the first model takes ten seconds at least."""
     sizes = {"a": 32 << 20, "b": 1 << 20, "c": 1 << 20}
     hub.repositories |= {f"owner/{name}": {"m-Q4_0.gguf": b"w" * size} for name, size in sizes.items()}
     hub.pause_seconds = 0.02
+    fetching: list[str] = []
 
     def fetch(name: str, progress: Progress) -> ModelEntry:
-        model_entry = fetched({}, LIMIT, name, progress)
+        fetching.append(name)
+        most_at_once.append(len(fetching))
+        try:
+            model_entry = fetched({}, LIMIT, name, progress)
+        finally:
+            fetching.remove(name)
         return replace(model_entry, load=lambda: EchoModel(name=model_entry.name))
 
     with serving(EchoModel(), fetch=fetch) as url:
@@ -144,23 +156,17 @@ def test_a_download_ends_with_its_client_and_is_resumed(hub: StandIn, pulled: st
     assert httpx.post(f"{pulled}/v1/completions", json=body).json()["model"] == "hf:owner/a"
 
 
-def test_downloads_run_one_at_a_time_however_many_begin_and_leave(hub: StandIn, pulled: str) -> None:
-    most = 0
+def test_downloads_run_one_at_a_time_however_many_begin_and_leave(
+    hub: StandIn, pulled: str, most_at_once: list[int]
+) -> None:
     for _ in range(5):
         disconnect_midway(pulled, "hf:owner/a", hub)
-        most = max(most, downloading())
     bodies = [{"json": {"model": f"hf:owner/{name}"}, "timeout": PATIENCE_S} for name in "bc"]
     threads = [threading.Thread(target=httpx.post, args=(f"{pulled}/api/pull",), kwargs=body) for body in bodies]
     for thread in threads:
         thread.start()
-
-    def all_ended() -> bool:
-        nonlocal most
-        most = max(most, downloading())
-        return not any(thread.is_alive() for thread in threads)
-
-    wait_until(all_ended)
-    assert most == 1
+    wait_until(lambda: not any(thread.is_alive() for thread in threads))
+    assert most_at_once == [1] * 7
     assert cache.find("hf:owner/b")
     assert cache.find("hf:owner/c")
 
