@@ -46,6 +46,12 @@ def is_watched(model: EchoModel) -> bool:
     return bool(model.engine.generations[-1].watches)
 
 
+def end(page: Page) -> None:
+    """Waits until the answer has ended and the map shows all of it."""
+    page.wait_for_end()
+    page.browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
+
 def hover(page: Page, number: int) -> None:
     ActionChains(page.browser).move_to_element(page.find(f".token:nth-child({number})")).perform()
 
@@ -79,7 +85,7 @@ def test_a_token_shows_its_experts_and_what_else_was_likely_as_text(slow: Page) 
     slow.ask("whale")
     slow.wait(".token:nth-child(40)")
     slow.find("#stop").click()
-    slow.wait_for_end()
+    end(slow)
     assert slow.find("#experts-figures").text.startswith("2 layers of 4 experts · the busiest has ")
     assert "read from disk" in slow.find("#experts-figures").text
     assert slow.find("#expert-map").get_attribute("aria-label") == slow.find("#experts-figures").text
@@ -107,7 +113,7 @@ def test_the_arrow_keys_move_between_tokens(slow: Page) -> None:
     slow.ask("whale")
     slow.wait(".token:nth-child(10)")
     slow.find("#stop").click()
-    slow.wait_for_end()
+    end(slow)
     assert slow.count(".token[tabindex='0']") == 1
     newest = slow.find(".token:last-child")
     slow.browser.execute_script("arguments[0].focus()", newest)
@@ -127,11 +133,11 @@ def test_a_new_answer_begins_anew_and_the_layers_are_a_table(slow: Page, fake_mo
     fake_model.script["short"] = "0123456789" * 3
     for _ in range(2):
         slow.ask("short")
-        slow.wait_for_end()
-        assert 0 < slow.count(".token") <= 30
+        end(slow)
+        slow.until(lambda: 0 < slow.count(".token") <= 30)
     slow.find("#experts summary").click()
-    slow.until(lambda: slow.count("#layers tr") == 2)
-    assert slow.texts("#layers tr:last-child td") == ["2", "2 ×", "50 %", "0"]
+    slow.until(lambda: slow.texts("#layers tr:last-child td") == ["2", "2 ×", "50 %", "0"])
+    assert slow.count("#layers tr") == 2
 
 
 def test_the_map_fits_a_phone_and_leaves_the_end_of_the_answer_in_view(slow: Page) -> None:
