@@ -18,11 +18,13 @@ PREFILL_EFFICIENCY, TILE_EFFICIENCY = 0.32, 0.15
 """The share of the peak of int8 products at which prompts are read, with vector and with tile (AMX) instructions.
 
 Vectors: of prompts of 512 and 2,048 tokens 46% and 38% on Zen 4 (docs/benchmarks.md), 31% and 26% on a Xeon with
-AVX512-VNNI, attention included. Tiles: a prototype of the experts' kernels reached 1.4
-to 2.6 of 13 TOPS; the whole program has not been calibrated."""
+AVX512-VNNI, attention included. Tiles: a prototype of the experts' kernels reached 1.4 to 2.6 of 13 TOPS; the whole
+program has not been calibrated."""
 
 ATTENTION_EFFICIENCY = 0.5
-"""The share of the peak of fp32 products at which attention and recurrences read prompts."""
+"""The share of the peak of fp32 products at which attention and recurrences read prompts.
+
+An estimate that agrees with one model's prompts of 512 and 2,048 tokens (docs/log/memory.md)."""
 
 STEP_SECONDS = 2e-4
 """Time of a step that depends on no weight: Python, sampling, barriers. An estimate, not calibrated."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freedive.model.size import ExpertLayer, WeightSizes
+from freedive.model.size import ExpertLayer, MixerCost, WeightSizes
 from freedive.model.speed import (
     DECODE_EFFICIENCY,
     STEP_SECONDS,
@@ -90,3 +90,25 @@ def test_the_budget_that_reaches_a_speed() -> None:
     assert found is not None
     assert 32 << 30 <= found <= (32 << 30) + (64 << 20)
     assert budget_for(1.0, 1 << 30, 64 << 30, lambda budget: (320 << 30) / budget) is None
+
+
+@pytest.mark.parametrize(
+    ("cost", "pairs"),
+    [
+        (MixerCost(1), 1 + 2 + 3 + 4 + 5 + 6 + 7),
+        (MixerCost(1, window=3), 1 + 2 + 3 + 3 + 3 + 3 + 3),
+        (MixerCost(1, chunk=3), 1 + 2 + 3 + 1 + 2 + 3 + 1),
+        (MixerCost(1, window=1), 7),
+        (MixerCost(1, window=9), 28),
+    ],
+)
+def test_attention_counts_the_keys_of_each_query(cost: MixerCost, pairs: int) -> None:
+    assert cost.operations(7) == pairs
+
+
+def test_attention_takes_longer_the_more_tokens_are_before_and_chunks_change_nothing() -> None:
+    machine = MachineSpeed(memory=1e18, disk=1e18, products=1e18, attention=1e9)
+    cost = TokenCost(WeightSizes(GB, 0), operations=0, mixers=(MixerCost(1000.0),) * 2)
+    whole, halves = (prefill_seconds(cost, machine, 1000, chunk, 0) for chunk in (1000, 500))
+    assert whole == pytest.approx(2 * 1000 * 500500 / 1e9 + STEP_SECONDS, rel=1e-3)
+    assert halves == pytest.approx(whole + STEP_SECONDS, rel=1e-3)
