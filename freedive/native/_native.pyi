@@ -193,6 +193,7 @@ class Program:
     slot_bytes: int
     states: _Bytes
     """The memory of per-sequence states, once allocated: [num_slots, slot_bytes]."""
+    bf16_prompts: bool
     early_outlier_threshold: float
     late_outlier_threshold: float
     cache_preference: float

@@ -5,25 +5,32 @@
 
 namespace freedive {
 
-constexpr int kBlockRows = 48;  // activation rows that one pass over a panel computes
-
-// Activations as codes for quantised weights and as floats for other weights; strides in elements.
+// Activations as codes for quantised weights, as bfloat16 for rows that are multiplied so, and as floats; strides in
+// elements. Codes and bfloat16 share memory.
 struct Input {
     const QuantisedGroup* codes;
     const float* floats;
     int codes_stride, floats_stride;
 
-    const void* row(int r, bool quantised) const {
-        return quantised ? (const void*)(codes + std::size_t(r) * codes_stride)
-                         : (const void*)(floats + std::size_t(r) * floats_stride);
+    const void* row(int r, bool packed) const {
+        return packed ? (const void*)(codes + std::size_t(r) * codes_stride)
+                      : (const void*)(floats + std::size_t(r) * floats_stride);
+    }
+};
+
+// Which formats the weights have that read an input.
+struct Formats {
+    bool quantised = false, in_bf16 = false;
+    void add(const Program& program, Format format) {
+        quantised |= is_quantised(format), in_bf16 |= program.multiplies_in_bf16(format);
     }
 };
 
 // Norms and quantises the rows of a linear operation's input into the program's memory.
 class Preparation {
   public:
-    Preparation(const Program& program, int thread, int in, InputNorm norm, bool quantised);
-    bool is_needed() const { return has_norm() || quantised_; }
+    Preparation(const Program& program, int thread, int in, InputNorm norm, Formats formats);
+    bool is_needed() const { return has_norm() || formats_.quantised || formats_.in_bf16; }
     void make(int row) const;
     Input input;
 
@@ -32,7 +39,7 @@ class Preparation {
     const Program& program_;
     const Buffer& from_;
     const InputNorm norm_;
-    const bool quantised_;
+    const Formats formats_;
     float* normed_;
     QuantisedGroup* codes_;
 };
@@ -48,14 +55,6 @@ void for_rows(Program& program, int rows, Make&& make) {
 }
 
 // Prepares buffer `in` and returns the result. Every thread of the team calls it.
-Input ready(Program& program, int thread, int in, InputNorm norm, bool quantised);
-
-// The products of one panel with a block of rows: [rows, 32].
-struct Products {
-    alignas(64) float at[kBlockRows * kPanelRows];
-};
-
-// Adds the bias, which may be null, to the `count` outputs of a panel.
-void add_bias(Products& products, const float* bias, int count, int rows);
+Input ready(Program& program, int thread, int in, InputNorm norm, Formats formats);
 
 }  // namespace freedive

@@ -9,6 +9,8 @@
 namespace freedive {
 namespace {
 
+constexpr int kMaxPromptRows = 128;  // rows that share the factors made of a split of keys
+
 void rotate_halves(float* x, const float* cosines, int dim) {
     const int n = dim / 2;
     const float* sines = cosines + n;
@@ -48,6 +50,13 @@ const AttendPartial& fold_splits(Program& program, int first, int step, int num_
     return *state;
 }
 
+void write_query(const Program& program, bool in_bf16, const float* query, int dim, int r, float* to) {
+    const int width = whole_columns(dim);
+    if (in_bf16) return program.kernels.to_bf16(query, dim, (std::uint16_t*)to + r * width);
+    std::copy_n(query, dim, to + r * kMaxHeadDim);
+    std::fill_n(to + r * kMaxHeadDim + dim, width - dim, 0.0f);
+}
+
 void apply(const Program& program, const HeadStep& step, int row, int dim, float* head) {
     switch (step.kind) {
         case HeadStep::Norm:
@@ -72,32 +81,46 @@ int Attention::first_key(int position) const {
     return chunk ? position - position % chunk : 0;
 }
 
+bool Attention::uses_bf16(const Program& program) const {
+    return program.has_bf16_prompts() && program.cache.format() != CacheFormat::Int8;
+}
+
 void Attention::prepare(Program& program) {
     tiles_.clear();
     merges_.clear();
     int num_partials = 0;
     for (int s = 0; s < int(program.step.sequences.size()); s++) {
         const Sequence& sequence = program.step.sequences[s];
-        const int rows = sequence.length * group();
-        const bool apart = rows <= kMaxAttendRows;
+        const int given = uses_bf16(program) ? std::clamp(sequence.prompt - sequence.start, 0, sequence.length) : 0;
+        const int bf16_rows = given * group(), other_rows = (sequence.length - given) * group();
         for (int head = 0; head < num_kv_heads; head++) {
-            for (int first = 0; first < rows; first += kMaxAttendRows) {
-                const int count = std::min(kMaxAttendRows, rows - first);
-                const int earliest = sequence.start + first / group(),
-                          last = sequence.start + (first + count - 1) / group();
-                const int begin = first_key(earliest) / kSplitTokens, end = last / kSplitTokens + 1;
-                if (!apart || end - begin == 1) {
-                    tiles_.push_back({s, head, first, count, begin, end, kNone});
-                    continue;
-                }
-                merges_.push_back({s, head, count, end - begin, num_partials});
-                for (int split = begin; split < end; split++, num_partials += count)
-                    tiles_.push_back({s, head, first, count, split, split + 1, num_partials});
-            }
+            add_tiles(program, {s, head, 0, bf16_rows, 0, 0, 0, true}, kMaxPromptRows, num_partials);
+            add_tiles(program, {s, head, bf16_rows, other_rows, 0, 0, 0, false}, kMaxAttendRows, num_partials);
         }
     }
     std::reverse(tiles_.begin(), tiles_.end());  // late rows see most keys: longest tasks first
     program.partials.reserve(num_partials, stride(program));
+}
+
+// Adds tiles of at most `most` of these rows. If one is enough, its splits of keys become tasks of their own.
+void Attention::add_tiles(const Program& program, const Tile& rows, int most, int& num_partials) {
+    const int start = program.step.sequences[rows.sequence].start, end = rows.first + rows.count;
+    Tile tile = rows;
+    for (; tile.first < end; tile.first += most) {
+        tile.count = std::min(most, end - tile.first);
+        const int earliest = start + tile.first / group(), last = start + (tile.first + tile.count - 1) / group();
+        const int split_begin = first_key(earliest) / kSplitTokens, split_end = last / kSplitTokens + 1;
+        if (rows.count > most || split_end - split_begin == 1) {
+            tile.split_begin = split_begin, tile.split_end = split_end, tile.partial = kNone;
+            tiles_.push_back(tile);
+            continue;
+        }
+        merges_.push_back({tile.sequence, tile.head, tile.first, tile.count, split_end - split_begin, num_partials});
+        for (int split = split_begin; split < split_end; split++, num_partials += tile.count) {
+            tile.split_begin = split, tile.split_end = split + 1, tile.partial = num_partials;
+            tiles_.push_back(tile);
+        }
+    }
 }
 
 // Storing keys and values needs a barrier, unless each sequence has one token and each head one tile: then only the
@@ -135,50 +158,69 @@ void Attention::store(Program& program, int row, int head) const {
 }
 
 void Attention::attend(Program& program, const Tile& tile, ThreadScratch& scratch) const {
-    const Sequence& s = program.step.sequences[tile.sequence];
-    scratch.floats.resize(kMaxAttendRows * kMaxHeadDim);
-    AttendTask task{};
-    task.num_rows = tile.count;
-    task.q = scratch.floats.data();
-    task.key_dim = key_dim;
-    task.value_dim = task.value_stride = stride(program);
-    task.softcap = softcap;
-    for (int r = 0; r < tile.count; r++) {
-        const int row = tile.first + r, token = row / group(), position = s.start + token;
-        const float* from = program.buffers[q].row(s.row + token) + (tile.head * group() + row % group()) * key_dim;
-        float* to = scratch.floats.data() + r * kMaxHeadDim;
-        for (int i = 0; i < key_dim; i++) to[i] = from[i] * scale;
-        std::fill(to + key_dim, to + whole_columns(key_dim), 0.0f);
-        task.first[r] = first_key(position);
-        task.last[r] = position + 1;
-    }
     Partials& partials = tile.partial == kNone ? scratch.partials : program.partials;
     if (tile.partial == kNone) partials.reserve(tile.count, stride(program));
     AttendPartial* states = partials.start(std::max(tile.partial, 0), tile.count, stride(program));
+    std::vector<AttendTask>& tasks = scratch.attend;
+    tasks.clear();
+    const int width = tile.in_bf16 ? whole_columns(key_dim) / 2 : kMaxHeadDim;  // floats of a query
+    scratch.floats.resize(std::size_t(tile.count + kMaxAttendRows) * width);
+    for (int first = 0; first < tile.count; first += kMaxAttendRows)
+        tasks.push_back(take_queries(program, tile, first, scratch.floats.data() + first * width));
     for (int split = tile.split_begin; split < tile.split_end; split++)
-        attend_split(program, s, tile.head, split, task, states);
+        attend_split(program, tile, split, scratch, states);
     for (int r = 0; tile.partial == kNone && r < tile.count; r++)
         finish(program, tile.sequence, tile.head, tile.first + r, states[r]);
 }
 
-void Attention::attend_split(Program& program, const Sequence& s, int head, int split, AttendTask& task,
-                             AttendPartial* states) const {
-    const std::uint8_t *keys[kSplitPages], *values[kSplitPages];
-    task.begin = split * kSplitTokens;
-    task.keys = keys;
-    task.values = values;
-    const int last = task.last[task.num_rows - 1];
-    for (int p = 0; p < kSplitPages && task.begin + p * kPageTokens < last; p++) {
-        const int page = s.pages[split * kSplitPages + p];
-        keys[p] = program.cache.keys(page, layer, head);
-        values[p] = program.cache.values(page, layer, head);
+// A task of up to kMaxAttendRows rows of a tile from `first` on. Their queries are written to `to`.
+AttendTask Attention::take_queries(const Program& program, const Tile& tile, int first, float* to) const {
+    const Sequence& s = program.step.sequences[tile.sequence];
+    AttendTask task{};
+    task.num_rows = std::min(kMaxAttendRows, tile.count - first);
+    task.q = to;
+    task.key_dim = key_dim;
+    task.value_dim = task.value_stride = stride(program);
+    task.softcap = softcap;
+    for (int r = 0; r < task.num_rows; r++) {
+        const int row = tile.first + first + r, token = row / group(), position = s.start + token;
+        const float* from = program.buffers[q].row(s.row + token) + (tile.head * group() + row % group()) * key_dim;
+        alignas(64) float query[kMaxHeadDim];
+        for (int i = 0; i < key_dim; i++) query[i] = from[i] * scale;
+        write_query(program, tile.in_bf16, query, key_dim, r, to);
+        task.first[r] = first_key(position);
+        task.last[r] = position + 1;
     }
-    program.kernels.attend[int(program.cache.format())](task, states);
+    return task;
+}
+
+void Attention::attend_split(Program& program, const Tile& tile, int split, ThreadScratch& scratch,
+                             AttendPartial* states) const {
+    const Sequence& s = program.step.sequences[tile.sequence];
+    std::vector<AttendTask>& tasks = scratch.attend;
+    const std::uint8_t *keys[kSplitPages], *values[kSplitPages];
+    const int begin = split * kSplitTokens, last = tasks.back().last[tasks.back().num_rows - 1];
+    int pages = 0;
+    for (; pages < kSplitPages && begin + pages * kPageTokens < last; pages++) {
+        const int page = s.pages[split * kSplitPages + pages];
+        keys[pages] = program.cache.keys(page, layer, tile.head);
+        values[pages] = program.cache.values(page, layer, tile.head);
+    }
+    for (AttendTask& task : tasks) task.begin = begin, task.keys = keys, task.values = values;
+    const int format = int(program.cache.format());
+    if (!tile.in_bf16) return program.kernels.attend[format](tasks[0], states);
+    const int first_page = std::max(0, (tasks[0].first[0] - begin) / kPageTokens);
+    const SplitFactors factors = scratch.split_factors(first_page, pages);
+    program.kernels.load_split[format](tasks[0], factors);
+    for (AttendTask& task : tasks) {
+        program.kernels.attend_split(task, factors, states);
+        states += task.num_rows;
+    }
 }
 
 void Attention::merge(Program& program, const Merge& merge, ThreadScratch& scratch) const {
     for (int row = 0; row < merge.count; row++)
-        finish(program, merge.sequence, merge.head, row,
+        finish(program, merge.sequence, merge.head, merge.first + row,
                fold_splits(program, merge.partial + row, merge.count, merge.num_splits, stride(program), scratch));
 }
 

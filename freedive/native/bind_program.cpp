@@ -358,6 +358,9 @@ void bind_program(nb::module_& m) {
         .def_prop_ro("isa", [](const Program& p) { return p.kernels.name; })
         .def_prop_ro("num_threads", [](const Program& p) { return p.team.size(); })
         .def_prop_ro("barriers", [](const Program& p) { return p.team.barriers(); })
+        .def_prop_rw(
+            "bf16_prompts", &Program::has_bf16_prompts, [](Program& p, bool wanted) { p.bf16_prompts = wanted; },
+            "Whether rows of prompts are multiplied in bfloat16; stays false on levels without tiles.")
         .def_rw("early_outlier_threshold", &Program::early_outlier_threshold)
         .def_rw("late_outlier_threshold", &Program::late_outlier_threshold)
         .def_rw("cache_preference", &Program::cache_preference);

@@ -4,11 +4,12 @@
 #include <cmath>
 
 #include "activations.h"
+#include "panel_products.h"
 
 namespace freedive {
 namespace {
 
-constexpr int kBandPanels = 8;  // panels of the output that one task sums over all experts
+constexpr int kBandPanels = kTaskPanels;  // panels of the output that one task sums over all experts
 
 using Choices = std::span<const Choice>;
 
@@ -17,37 +18,32 @@ Choices choices_of(const Groups& groups, int first, int last) {
     return {groups.choices.data() + groups.first[first], groups.choices.data() + groups.first[last + 1]};
 }
 
-Choices choices_of(const Groups& groups, int expert) { return choices_of(groups, expert, expert); }
-
-// Calls block(choices) for all choices, at most kBlockRows at a time.
-template <class Block>
-void for_blocks(Choices choices, Block&& block) {
-    for (std::size_t first = 0; first < choices.size(); first += kBlockRows)
-        block(choices.subspan(first, std::min<std::size_t>(kBlockRows, choices.size() - first)));
+// The choices of an expert, first those of rows in bfloat16.
+struct SplitChoices {
+    Choices in_bf16, others;
+};
+SplitChoices split_choices(const Groups& groups, int expert) {
+    const Choices all = choices_of(groups, expert, expert);
+    const std::size_t first = groups.others[expert] - groups.first[expert];
+    return {all.first(first), all.subspan(first)};
 }
 
-Experts::Matrix matrix_of(const Experts::Part& part, const std::uint8_t* record) {
+Matrix matrix_of(const Experts::Part& part, const std::uint8_t* record) {
     return {{part.format, part.rows, part.k, record + part.offset},
             part.bias ? (const float*)(record + *part.bias) : nullptr};
 }
 
-void multiply(const Program& program, const Experts::Matrix& matrix, int panel, const void* const* x, int rows,
-              Products& out) {
-    const Weight& w = matrix.weight;
-    program.kernels.linear[int(w.format)](w.panel(panel), w.k, x, rows, out.at);
-    const int first = panel * kPanelRows;
-    if (matrix.bias) add_bias(out, matrix.bias + first, std::min(kPanelRows, w.rows - first), rows);
-}
-
-bool reads_codes(const Experts::Expert& expert) {
-    return is_quantised(expert.gate.weight.format) || is_quantised(expert.up.weight.format);
+void add_formats(const Program& program, const Experts::Expert& expert, Formats& formats) {
+    for (const Matrix* matrix : {&expert.gate, &expert.up}) formats.add(program, matrix->weight.format);
 }
 
 }  // namespace
 
 void Experts::run(Program& program, int thread) const {
-    const bool quantised = reads_codes(routed) || (shared && reads_codes(*shared));
-    const Preparation preparation(program, thread, in, norm, quantised);
+    Formats formats;
+    add_formats(program, routed, formats);
+    if (shared) add_formats(program, *shared, formats);
+    const Preparation preparation(program, thread, in, norm, formats);
     const int rows = program.num_rows(in), first_row = rows == 1 ? program.own_row(thread) : 0;
     const Routes& made = program.routes[routes];
     std::span<const std::uint8_t> cached;
@@ -65,9 +61,9 @@ void Experts::run(Program& program, int thread) const {
         const Wave wave = program.experts->acquire(layer, chosen, begin);
         const bool is_last = wave.end == int(chosen.size());
         const auto experts = active.subspan(begin, (is_last ? active.size() : wave.end) - begin);
-        run_glu(program, preparation.input, groups, wave.order, is_last && shared);
+        run_glu(program, thread, preparation.input, groups, wave.order, is_last && shared);
         quantise_whole(program, choices_of(groups, experts.front(), experts.back()));
-        run_down(program, groups, experts, begin == 0);
+        run_down(program, thread, groups, experts, begin == 0);
         begin = wave.end;
     }
 }
@@ -83,7 +79,7 @@ float Experts::shared_weight(const Program& program, int token) const {
     return shared_gate == kNone ? 1 : 1 / (1 + std::exp(-program.buffers[shared_gate].row(token)[0]));
 }
 
-// Sorts the step's choices by expert; within an expert they stay in order of tokens.
+// Sorts the step's choices by expert, and within an expert by the arithmetic of their rows.
 void Experts::group(const Program& program, int first_row, Groups& groups) const {
     const int rows = program.num_rows(in), routed = router.num_experts, chosen = router.num_chosen;
     const Routes& made = program.routes[routes];
@@ -98,33 +94,45 @@ void Experts::group(const Program& program, int first_row, Groups& groups) const
         groups.first[e + 1] += groups.first[e];
     }
     std::vector<int> next(groups.first.begin(), groups.first.end() - 1);
-    for (int t = 0; t < rows; t++) {
-        const std::int32_t* experts = made.experts_of(first_row + t);
-        for (int j = 0; j < chosen; j++) {
-            const float weight = made.weights_of(first_row + t)[j];
-            groups.choices[next[experts[j]]++] =
-                router.weighs_input ? Choice{t, j, weight, 1} : Choice{t, j, 1, weight};
+    const auto place = [&](std::span<const int> tokens) {
+        for (const int t : tokens) {
+            const std::int32_t* experts = made.experts_of(first_row + t);
+            for (int j = 0; j < chosen; j++) {
+                const float weight = made.weights_of(first_row + t)[j];
+                groups.choices[next[experts[j]]++] =
+                    router.weighs_input ? Choice{t, j, weight, 1} : Choice{t, j, 1, weight};
+            }
+            if (shared) groups.choices[next[routed]++] = {t, chosen, 1, shared_weight(program, t)};
         }
-        if (shared) groups.choices[next[routed]++] = {t, chosen, 1, shared_weight(program, t)};
-    }
+    };
+    place(program.split(in).in_bf16);
+    groups.others = next;
+    place(program.split(in).others);
 }
 
 // Computes hidden[token, place] = act(gate x) * (up x) for `experts`, and for the shared expert, which may have another
-// width; a task is one panel of one expert.
-void Experts::run_glu(Program& program, const Input& input, const Groups& groups, std::span<const int> experts,
-                      bool and_shared) const {
-    const int panels = num_panels(routed.gate.weight.rows), count = int(experts.size());
-    const int tasks = count * panels + (and_shared ? num_panels(shared->gate.weight.rows) : 0);
-    const int grain = std::max(1, std::min(panels, tasks / (program.team.size() * 8)));
+// width. A task is a panel of an expert, or a few if there are rows in bfloat16.
+void Experts::run_glu(Program& program, int thread, const Input& input, const Groups& groups,
+                      std::span<const int> experts, bool and_shared) const {
+    const int width = program.split(in).in_bf16.empty() ? 1 : kTaskPanels / 2, count = int(experts.size());
+    const auto tasks_of = [&](const Expert& e) { return (num_panels(e.gate.weight.rows) + width - 1) / width; };
+    const int each = tasks_of(routed), tasks = count * each + (and_shared ? tasks_of(*shared) : 0);
+    const int grain = std::max(1, std::min(each, tasks / (program.team.size() * 8)));
     program.team.for_each(tasks, grain, [&](int task) {
-        const int at = std::min(task / panels, count), index = at < count ? experts[at] : router.num_experts;
+        const int at = std::min(task / each, count), index = at < count ? experts[at] : router.num_experts;
         const Expert active = expert(program, index);
-        for_blocks(choices_of(groups, index),
-                   [&](Choices choices) { make_hidden(program, input, active, task - at * panels, choices); });
+        const int first = (task - at * each) * width;
+        const int last = std::min(first + width, num_panels(active.gate.weight.rows));
+        const auto [in_bf16, others] = split_choices(groups, index);
+        for_blocks(in_bf16, kMostRows,
+                   [&](Choices choices) { make_hidden(program, thread, input, active, first, last, choices); });
+        for (int panel = first; panel < last; panel++)
+            for_blocks(others, kBlockRows,
+                       [&](Choices choices) { make_hidden(program, input, active, panel, choices); });
     });
 }
 
-// Computes one panel of hidden rows. If `down` is quantised, quantises them too, unless that depends on the whole row.
+// Computes one panel of hidden rows.
 void Experts::make_hidden(const Program& program, const Input& input, const Expert& expert, int panel,
                           Choices choices) const {
     const int rows = int(choices.size());
@@ -136,21 +144,43 @@ void Experts::make_hidden(const Program& program, const Input& input, const Expe
     Products a, b;
     multiply(program, expert.gate, panel, for_gate, rows, a);
     multiply(program, expert.up, panel, for_up, rows, b);
+    write_hidden(program, expert, panel, choices, a.at, b.at);
+}
+
+// Computes panels [first, last) of hidden rows of prompts.
+void Experts::make_hidden(Program& program, int thread, const Input& input, const Expert& expert, int first, int last,
+                          Choices choices) const {
+    const ManyProducts products =
+        multiply_rows(program, thread, {expert.gate, expert.up}, first, last, int(choices.size()),
+                      [&](int r, bool packed) { return input.row(choices[r].token, packed); });
+    for (int p = first; p < last; p++)
+        write_hidden(program, expert, p, choices, products.panel(0, p), products.panel(1, p));
+}
+
+// Writes act(gate) * up of one panel, as what `down` reads: bfloat16, codes unless they depend on the whole row, or
+// floats.
+void Experts::write_hidden(const Program& program, const Expert& expert, int panel, Choices choices, float* gate,
+                           float* up) const {
+    const int rows = int(choices.size());
+    const Format down = expert.down.weight.format;
     for (int r = 0; router.weighs_input && r < rows; r++)
         for (int i = r * kPanelRows; i < (r + 1) * kPanelRows; i++)
-            a.at[i] *= choices[r].input_weight, b.at[i] *= choices[r].input_weight;
-    program.kernels.glu(expert.glu, a.at, b.at, rows * kPanelRows, a.at);
+            gate[i] *= choices[r].input_weight, up[i] *= choices[r].input_weight;
+    program.kernels.glu(expert.glu, gate, up, rows * kPanelRows, gate);
     for (int r = 0; r < rows; r++) {
-        const float* made = a.at + r * kPanelRows;
+        const float* made = gate + r * kPanelRows;
+        const int token = choices[r].token;
         float* row = hidden_row(program, choices[r]);
-        if (is_quantised(expert.down.weight.format) && !program.outlier_threshold(Rows::Tokens, choices[r].token))
+        if (program.multiplies_in_bf16(down) && program.is_bf16(Rows::Tokens, token))
+            program.kernels.to_bf16(made, kPanelRows, (std::uint16_t*)row + panel * kPanelRows);
+        else if (is_quantised(down) && !program.outlier_threshold(Rows::Tokens, token))
             program.kernels.quantise(made, kGroup, 0, (QuantisedGroup*)row + panel);
         else
             std::copy_n(made, kPanelRows, row + panel * kPanelRows);
     }
 }
 
-// The memory of one choice, with room for floats. Codes need less room and are stored in the same place.
+// The memory of one choice, with room for floats. Codes and bfloat16 need less room and are stored in the same place.
 static_assert(kPanelRows == kGroup && sizeof(QuantisedGroup) <= kGroup * sizeof(float));
 float* Experts::hidden_row(const Program& program, const Choice& choice) const {
     return program.hidden.as<float>() + std::size_t(choice.token) * hidden_width() +
@@ -160,11 +190,10 @@ float* Experts::hidden_row(const Program& program, const Choice& choice) const {
 // Quantises whole hidden rows, if the groups that keep low halves depend on the whole row. Codes replace the floats in
 // order, so that no float is overwritten before it is read.
 void Experts::quantise_whole(Program& program, Choices choices) const {
-    const auto has_threshold = [&](int row) { return program.outlier_threshold(Rows::Tokens, row) > 0; };
-    const int rows = program.num_rows(in);
-    bool any = false;
-    for (int row = 0; row < rows && !any; row++) any = has_threshold(row);
-    if (!any) return;
+    const auto has_threshold = [&](int row) {
+        return !program.is_bf16(Rows::Tokens, row) && program.outlier_threshold(Rows::Tokens, row) > 0;
+    };
+    if (std::ranges::none_of(program.split(in).others, has_threshold)) return;
     program.team.for_each(int(choices.size()), 4, [&](int i) {
         const Choice& choice = choices[i];
         const Weight& down = (choice.place < router.num_chosen ? routed : *shared).down.weight;
@@ -177,7 +206,8 @@ void Experts::quantise_whole(Program& program, Choices choices) const {
 
 // out = residuals + factor * sum of weight * down(hidden). A task computes a band of the output over all experts of the
 // wave, and reads one stream of each expert's weights; in narrower bands these streams would be too short.
-void Experts::run_down(Program& program, const Groups& groups, std::span<const int> wave, bool is_first) const {
+void Experts::run_down(Program& program, int thread, const Groups& groups, std::span<const int> wave,
+                       bool is_first) const {
     const int panels = num_panels(routed.down.weight.rows);
     const int width = std::max(1, std::min(kBandPanels, panels / (program.team.size() * 2)));
     program.team.for_each((panels + width - 1) / width, 1, [&](int band) {
@@ -188,8 +218,11 @@ void Experts::run_down(Program& program, const Groups& groups, std::span<const i
                 epilogue.write(program, nothing, program.buffers[out], t, p * kPanelRows, kPanelRows);
         for (const int index : wave) {
             const Expert active = expert(program, index);
+            const auto [in_bf16, others] = split_choices(groups, index);
+            for_blocks(in_bf16, kMostRows,
+                       [&](Choices choices) { add_down(program, thread, active, begin, end, choices); });
             for (int p = begin; p < end; p++)
-                for_blocks(choices_of(groups, index), [&](Choices choices) { add_down(program, active, p, choices); });
+                for_blocks(others, kBlockRows, [&](Choices choices) { add_down(program, active, p, choices); });
         }
     });
 }
@@ -201,10 +234,22 @@ void Experts::add_down(const Program& program, const Expert& expert, int panel, 
     for (int r = 0; r < rows; r++) x[r] = hidden_row(program, choices[r]);
     Products products;
     multiply(program, expert.down, panel, x, rows, products);
-    for (int r = 0; r < rows; r++) {
-        const float weight = epilogue.factor * choices[r].weight;
-        float* y = program.buffers[out].row(choices[r].token) + panel * kPanelRows;
-        for (int i = 0; i < kPanelRows; i++) y[i] += weight * products.at[r * kPanelRows + i];
+    add_weighed(program, panel, choices, products.at);
+}
+
+// The same to panels [first, last) for rows of prompts.
+void Experts::add_down(Program& program, int thread, const Expert& expert, int first, int last, Choices choices) const {
+    const ManyProducts products = multiply_rows(program, thread, {expert.down}, first, last, int(choices.size()),
+                                                [&](int r, bool) { return hidden_row(program, choices[r]); });
+    for (int p = first; p < last; p++) add_weighed(program, p, choices, products.panel(0, p));
+}
+
+void Experts::add_weighed(const Program& program, int panel, Choices choices, const float* products) const {
+    for (const Choice& choice : choices) {
+        const float weight = epilogue.factor * choice.weight;
+        float* y = program.buffers[out].row(choice.token) + panel * kPanelRows;
+        for (int i = 0; i < kPanelRows; i++) y[i] += weight * products[i];
+        products += kPanelRows;
     }
 }
 

@@ -4,13 +4,14 @@
 #include <cstring>
 
 #include "activations.h"
+#include "panel_products.h"
 
 namespace freedive {
 namespace {
 
 // A head's matrix times `rows` activation rows: put(row, column, width, products) by panels.
 template <class Put>
-void multiply_rows(const Program& program, const Weight& w, const float* x, int x_stride, int rows, Put&& put) {
+void multiply_head(const Program& program, const Weight& w, const float* x, int x_stride, int rows, Put&& put) {
     Products products;
     for (int first = 0; first < rows; first += kBlockRows) {
         const int count = std::min(kBlockRows, rows - first);
@@ -21,6 +22,20 @@ void multiply_rows(const Program& program, const Weight& w, const float* x, int 
             const int column = p * kPanelRows, width = std::min(kPanelRows, w.rows - column);
             for (int r = 0; r < count; r++) put(first + r, column, width, products.at + r * kPanelRows);
         }
+    }
+}
+
+// The same for rows of bfloat16.
+template <class Put>
+void multiply_head_in_bf16(Program& program, int thread, const Weight& w, std::span<const void* const> rows,
+                           Put&& put) {
+    for (int first = 0; first < num_panels(w.rows); first += kTaskPanels) {
+        const int last = std::min(first + kTaskPanels, num_panels(w.rows));
+        const ManyProducts products = multiply_in_bf16(program, thread, w, first, last, rows);
+        for (int p = first; p < last; p++)
+            for (std::size_t r = 0; r < rows.size(); r++)
+                put(int(r), p * kPanelRows, std::min(kPanelRows, w.rows - p * kPanelRows),
+                    products.panel(0, p) + r * kPanelRows);
     }
 }
 
@@ -65,7 +80,7 @@ void LatentAttention::run(Program& program, int thread) const {
     program.team.for_each(rows * num_heads, rows, [&](int i) { take_in(program, i % rows, i / rows); });
     if (!expanded_.empty())
         program.team.for_each(int(expanded_.size()) * num_heads, 1, [&](int i) {
-            attend_expanded(program, expanded_[i / num_heads], i % num_heads, program.scratch[thread]);
+            attend_expanded(program, thread, expanded_[i / num_heads], i % num_heads);
         });
     if (absorbed_.empty()) return;
     program.team.for_each(int(absorbed_.size()), 1, [&](int i) { attend_absorbed(program, absorbed_[i]); });
@@ -123,8 +138,8 @@ void LatentAttention::absorb(Program& program, int row, int query, int head) con
 
 // Expands latents to keys [page][head_dim][32] and values [position][value_stride] of one head at positions
 // [begin, end) of a split; the rest of the last page is zero.
-void LatentAttention::expand(Program& program, const Sequence& s, int head, int begin, int end, float* latents,
-                             float* keys, float* values) const {
+void LatentAttention::expand(Program& program, int thread, const Sequence& s, int head, int begin, int end,
+                             float* latents, float* keys, float* values) const {
     const int count = end - begin, width = stride(program), pages = (count + kPageTokens - 1) / kPageTokens;
     const int value_stride = whole_columns(value_dim);
     for (int t = 0; t < count; t++) {
@@ -142,17 +157,29 @@ void LatentAttention::expand(Program& program, const Sequence& s, int head, int 
     };
     for (int t = 0; t < count; t++)
         for (int d = 0; d < rope_dim; d++) key(t, nope_dim + d) = latents[std::size_t(t) * width + rank + d];
-    multiply_rows(program, head_of(program, k_b, head), latents, width, count,
-                  [&](int t, int column, int n, const float* x) {
-                      for (int d = 0; d < n; d++) key(t, column + d) = x[d];
-                  });
-    multiply_rows(program, head_of(program, v_b, head), latents, width, count,
-                  [&](int t, int column, int n, const float* x) {
-                      std::copy_n(x, n, values + std::size_t(t) * value_stride + column);
-                  });
+    const auto put_key = [&](int t, int column, int n, const float* x) {
+        for (int d = 0; d < n; d++) key(t, column + d) = x[d];
+    };
+    const auto put_value = [&](int t, int column, int n, const float* x) {
+        std::copy_n(x, n, values + std::size_t(t) * value_stride + column);
+    };
+    if (program.has_bf16_prompts()) {
+        const void* rows[kSplitTokens];  // in the place of the floats
+        for (int t = 0; t < count; t++) {
+            float* row = latents + std::size_t(t) * width;
+            program.kernels.to_bf16(row, rank, (std::uint16_t*)row);
+            rows[t] = row;
+        }
+        multiply_head_in_bf16(program, thread, head_of(program, k_b, head), {rows, std::size_t(count)}, put_key);
+        multiply_head_in_bf16(program, thread, head_of(program, v_b, head), {rows, std::size_t(count)}, put_value);
+    } else {
+        multiply_head(program, head_of(program, k_b, head), latents, width, count, put_key);
+        multiply_head(program, head_of(program, v_b, head), latents, width, count, put_value);
+    }
 }
 
-void LatentAttention::attend_expanded(Program& program, const Expanded& task, int head, ThreadScratch& scratch) const {
+void LatentAttention::attend_expanded(Program& program, int thread, const Expanded& task, int head) const {
+    ThreadScratch& scratch = program.scratch[thread];
     const Sequence& s = program.step.sequences[task.sequence];
     const int value_stride = whole_columns(value_dim), last = s.start + task.count;
     const std::size_t sizes[] = {std::size_t(kSplitTokens) * stride(program), std::size_t(kSplitTokens) * head_dim(),
@@ -174,11 +201,17 @@ void LatentAttention::attend_expanded(Program& program, const Expanded& task, in
     rows.value_dim = rows.value_stride = value_stride;
     for (int begin = 0; begin < last; begin += kSplitTokens) {
         rows.begin = begin;
-        expand(program, s, head, begin, std::min(begin + kSplitTokens, last), latents, keys, values);
+        const int end = std::min(begin + kSplitTokens, last);
+        expand(program, thread, s, head, begin, end, latents, keys, values);
+        const SplitFactors factors = scratch.split_factors(0, (end - begin + kPageTokens - 1) / kPageTokens);
+        if (program.has_bf16_prompts()) program.kernels.load_split[int(CacheFormat::F32)](rows, factors);
         for (int first = std::max(0, begin - s.start); first < task.count; first += kMaxAttendRows) {
             rows.num_rows = std::min(kMaxAttendRows, task.count - first);
             take_queries(program, s, head, first, values + sizes[2], rows);
-            program.kernels.attend[int(CacheFormat::F32)](rows, states + first);
+            if (program.has_bf16_prompts())
+                program.kernels.attend_split(rows, factors, states + first);
+            else
+                program.kernels.attend[int(CacheFormat::F32)](rows, states + first);
         }
     }
     for (int i = 0; i < task.count; i++)
@@ -189,9 +222,11 @@ void LatentAttention::attend_expanded(Program& program, const Expanded& task, in
 void LatentAttention::take_queries(Program& program, const Sequence& s, int head, int first, float* to,
                                    AttendTask& task) const {
     task.q = to;
-    for (int r = 0; r < task.num_rows; r++, to += kMaxHeadDim) {
+    for (int r = 0; r < task.num_rows; r++) {
         const float* from = program.buffers[q].row(s.row + first + r) + head * head_dim();
-        for (int i = 0; i < head_dim(); i++) to[i] = from[i] * scale;
+        alignas(64) float query[kMaxHeadDim];
+        for (int i = 0; i < head_dim(); i++) query[i] = from[i] * scale;
+        write_query(program, program.has_bf16_prompts(), query, head_dim(), r, to);
         task.first[r] = 0;
         task.last[r] = s.start + first + r + 1;
     }
@@ -222,7 +257,7 @@ void LatentAttention::merge(Program& program, const Merge& merge, ThreadScratch&
     const AttendPartial& state = fold_splits(program, merge.partial, kLatentHeads, merge.num_splits, width, scratch);
     write_result(state, rank, state.values);
     float* to = program.buffers[out].row(merge.row) + merge.head * value_dim;
-    multiply_rows(program, head_of(program, v_b, merge.head), state.values, width, 1,
+    multiply_head(program, head_of(program, v_b, merge.head), state.values, width, 1,
                   [&](int, int column, int n, const float* x) { std::copy_n(x, n, to + column); });
 }
 

@@ -2,13 +2,14 @@
 #include <algorithm>
 
 #include "activations.h"
+#include "panel_products.h"
 
 namespace freedive {
 
-Preparation::Preparation(const Program& program, int thread, int in, InputNorm norm, bool quantised)
-    : program_(program), from_(program.buffers[in]), norm_(norm), quantised_(quantised) {
+Preparation::Preparation(const Program& program, int thread, int in, InputNorm norm, Formats formats)
+    : program_(program), from_(program.buffers[in]), norm_(norm), formats_(formats) {
     const std::size_t first = program.num_rows(in) == 1 ? program.own_row(thread) : 0;
-    input.codes_stride = from_.width / kGroup;
+    input.codes_stride = from_.stride / kGroup;
     input.floats_stride = from_.stride;
     input.codes = codes_ = program.codes.as<QuantisedGroup>() + first * input.codes_stride;
     normed_ = program.normed.as<float>() + first * from_.stride;
@@ -22,40 +23,56 @@ void Preparation::make(int row) const {
         program_.kernels.rms_norm(x, program_.vectors[norm_.weight].data(), from_.width, norm_.eps, y);
         x = y;
     }
-    if (!quantised_) return;
-    program_.kernels.quantise(x, from_.width, program_.outlier_threshold(from_.rows, row),
-                              codes_ + std::size_t(row) * input.codes_stride);
+    QuantisedGroup* packed = codes_ + std::size_t(row) * input.codes_stride;
+    if (formats_.in_bf16 && program_.is_bf16(from_.rows, row))
+        program_.kernels.to_bf16(x, from_.width, (std::uint16_t*)packed);
+    else if (formats_.quantised)
+        program_.kernels.quantise(x, from_.width, program_.outlier_threshold(from_.rows, row), packed);
 }
 
-Input ready(Program& program, int thread, int in, InputNorm norm, bool quantised) {
-    const Preparation preparation(program, thread, in, norm, quantised);
+Input ready(Program& program, int thread, int in, InputNorm norm, Formats formats) {
+    const Preparation preparation(program, thread, in, norm, formats);
     if (preparation.is_needed()) for_rows(program, program.num_rows(in), [&](int row) { preparation.make(row); });
     return preparation.input;
 }
 
-void add_bias(Products& products, const float* bias, int count, int rows) {
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < count; i++) products.at[r * kPanelRows + i] += bias[i];
-}
-
 namespace {
 
-void multiply(Program& program, const Input& input, const Linear::Output& o, int panel, int row, int rows,
-              Products& out) {
-    const Weight& w = program.weights[o.weight];
-    const void* x[kBlockRows];
-    for (int r = 0; r < rows; r++) x[r] = input.row(row + r, is_quantised(w.format));
-    program.kernels.linear[int(w.format)](w.panel(panel), w.k, x, rows, out.at);
-    if (o.bias != kNone) add_bias(out, program.vectors[o.bias].data() + panel * kPanelRows, kPanelRows, rows);
+Matrix matrix_of(const Program& program, const Linear::Output& o) {
+    return {program.weights[o.weight], o.bias == kNone ? nullptr : program.vectors[o.bias].data()};
 }
 
-// Calls block(panel, row, rows) for all panels and blocks of rows; the panels are the team's tasks.
-template <class Block>
-void for_blocks(Program& program, int panels, int num_rows, Block&& block) {
-    const int grain = std::max(1, panels / (program.team.size() * 4));
-    program.team.for_each(panels, grain, [&](int panel) {
-        for (int row = 0; row < num_rows; row += kBlockRows) block(panel, row, std::min(kBlockRows, num_rows - row));
+// Calls work(i, first, last) for ranges of at most `width` panels of weights i, which are the team's tasks.
+template <class Count, class Work>
+void for_panels(Program& program, int num_weights, int width, Count&& count, Work&& work) {
+    const auto ranges = [&](int i) { return (count(i) + width - 1) / width; };
+    int tasks = 0;
+    for (int i = 0; i < num_weights; i++) tasks += ranges(i);
+    program.team.for_each(tasks, std::max(1, tasks / (program.team.size() * 4)), [&](int task) {
+        int i = 0;
+        for (; task >= ranges(i); i++) task -= ranges(i);
+        work(i, task * width, std::min((task + 1) * width, count(i)));
     });
+}
+
+// The panels of a task: few enough to keep all threads busy, and at most `most` if rows are in bfloat16.
+int task_panels(const Program& program, int in, int num_panels, int most) {
+    if (program.split(in).in_bf16.empty()) return 1;
+    return std::clamp(num_panels / (program.team.size() * 4), 1, most);
+}
+
+void multiply(const Program& program, const Matrix& matrix, int panel, const Input& input, std::span<const int> rows,
+              Products& out) {
+    const void* x[kBlockRows] = {};
+    for (std::size_t r = 0; r < rows.size(); r++) x[r] = input.row(rows[r], is_quantised(matrix.weight.format));
+    multiply(program, matrix, panel, x, int(rows.size()), out);
+}
+
+template <std::size_t N>
+ManyProducts multiply_rows(Program& program, int thread, const Matrix (&matrices)[N], int first, int last,
+                           const Input& input, std::span<const int> rows) {
+    return multiply_rows(program, thread, matrices, first, last, int(rows.size()),
+                         [&](int r, bool packed) { return input.row(rows[r], packed); });
 }
 
 }  // namespace
@@ -73,38 +90,63 @@ void Epilogue::write(const Program& program, const float* x, const Buffer& to, i
 }
 
 void Linear::run(Program& program, int thread) const {
-    bool quantised = false;
+    Formats formats;
     int panels = 0;
-    for (const Output& o : outputs) {
-        quantised |= is_quantised(program.weights[o.weight].format);
-        panels += num_panels(program.weights[o.weight].rows);
+    const auto panels_of = [&](int i) { return num_panels(program.weights[outputs[i].weight].rows); };
+    for (int i = 0; i < int(outputs.size()); i++) {
+        formats.add(program, program.weights[outputs[i].weight].format);
+        panels += panels_of(i);
     }
-    const Input input = ready(program, thread, in, norm, quantised);
-    for_blocks(program, panels, program.num_rows(in), [&](int panel, int row, int rows) {
-        const Output* o = outputs.data();
-        for (int n; panel >= (n = num_panels(program.weights[o->weight].rows)); o++) panel -= n;
-        Products products;
-        multiply(program, input, *o, panel, row, rows, products);
-        for (int r = 0; r < rows; r++)
-            epilogue.write(program, products.at + r * kPanelRows, program.buffers[o->out], row + r, panel * kPanelRows,
+    const Input input = ready(program, thread, in, norm, formats);
+    const RowSplit split = program.split(in);
+    const auto write = [&](const Output& o, int panel, std::span<const int> rows, const float* products) {
+        for (std::size_t r = 0; r < rows.size(); r++)
+            epilogue.write(program, products + r * kPanelRows, program.buffers[o.out], rows[r], panel * kPanelRows,
                            kPanelRows);
+    };
+    const int width = task_panels(program, in, panels, kTaskPanels);
+    for_panels(program, int(outputs.size()), width, panels_of, [&](int i, int first, int last) {
+        const Matrix matrices[] = {matrix_of(program, outputs[i])};
+        for_blocks(split.in_bf16, kMostRows, [&](std::span<const int> rows) {
+            const ManyProducts products = multiply_rows(program, thread, matrices, first, last, input, rows);
+            for (int panel = first; panel < last; panel++) write(outputs[i], panel, rows, products.panel(0, panel));
+        });
+        for (int panel = first; panel < last; panel++)
+            for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
+                Products products;
+                multiply(program, matrices[0], panel, input, rows, products);
+                write(outputs[i], panel, rows, products.at);
+            });
     });
 }
 
 void GluLinear::run(Program& program, int thread) const {
-    const bool quantised =
-        is_quantised(program.weights[gate.weight].format) || is_quantised(program.weights[up.weight].format);
-    const Input input = ready(program, thread, in, norm, quantised);
-    const Buffer& out = program.buffers[gate.out];
-    for_blocks(program, num_panels(program.weights[gate.weight].rows), program.num_rows(in),
-               [&](int panel, int row, int rows) {
-                   Products a, b;
-                   multiply(program, input, gate, panel, row, rows, a);
-                   multiply(program, input, up, panel, row, rows, b);
-                   program.kernels.glu(glu, a.at, b.at, rows * kPanelRows, a.at);
-                   for (int r = 0; r < rows; r++)
-                       std::copy_n(a.at + r * kPanelRows, kPanelRows, out.row(row + r) + panel * kPanelRows);
-               });
+    const Matrix matrices[] = {matrix_of(program, gate), matrix_of(program, up)};
+    Formats formats;
+    for (const Matrix& matrix : matrices) formats.add(program, matrix.weight.format);
+    const Input input = ready(program, thread, in, norm, formats);
+    const RowSplit split = program.split(in);
+    const int panels = num_panels(matrices[0].weight.rows);
+    const auto write = [&](int panel, std::span<const int> rows, float* a, const float* b) {
+        program.kernels.glu(glu, a, b, int(rows.size()) * kPanelRows, a);
+        for (std::size_t r = 0; r < rows.size(); r++)
+            std::copy_n(a + r * kPanelRows, kPanelRows, program.buffers[gate.out].row(rows[r]) + panel * kPanelRows);
+    };
+    const int width = task_panels(program, in, panels, kTaskPanels / 2);
+    for_panels(program, 1, width, [&](int) { return panels; }, [&](int, int first, int last) {
+        for_blocks(split.in_bf16, kMostRows, [&](std::span<const int> rows) {
+            const ManyProducts products = multiply_rows(program, thread, matrices, first, last, input, rows);
+            for (int panel = first; panel < last; panel++)
+                write(panel, rows, products.panel(0, panel), products.panel(1, panel));
+        });
+        for (int panel = first; panel < last; panel++)
+            for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
+                Products a, b;
+                multiply(program, matrices[0], panel, input, rows, a);
+                multiply(program, matrices[1], panel, input, rows, b);
+                write(panel, rows, a.at, b.at);
+            });
+    });
 }
 
 }  // namespace freedive

@@ -15,6 +15,7 @@ class Memory {
         swap(other);
         return *this;
     }
+    explicit operator bool() const { return data_; }
     template <class T>
     T* as() const {
         return static_cast<T*>(data_);

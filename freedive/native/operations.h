@@ -107,10 +107,6 @@ struct Products;
 
 // out = the weighted sum of the outputs of each token's experts for norm(in).
 struct Experts final : Operation {
-    struct Matrix {
-        Weight weight;
-        const float* bias;  // may be null
-    };
     struct Expert {
         Matrix gate, up, down;
         Glu glu;
@@ -160,13 +156,20 @@ struct Experts final : Operation {
     Expert expert(const Program& program, int index) const;
     float shared_weight(const Program& program, int token) const;
     void group(const Program& program, int first_row, Groups& groups) const;
-    void run_glu(Program& program, const Input& input, const Groups& groups, std::span<const int> routed,
+    void run_glu(Program& program, int thread, const Input& input, const Groups& groups, std::span<const int> routed,
                  bool and_shared) const;
     void make_hidden(const Program& program, const Input& input, const Expert& expert, int panel,
                      std::span<const Choice> choices) const;
+    void make_hidden(Program& program, int thread, const Input& input, const Expert& expert, int first, int last,
+                     std::span<const Choice> choices) const;
+    void write_hidden(const Program& program, const Expert& expert, int panel, std::span<const Choice> choices,
+                      float* gate, float* up) const;
     void quantise_whole(Program& program, std::span<const Choice> choices) const;
-    void run_down(Program& program, const Groups& groups, std::span<const int> wave, bool is_first) const;
+    void run_down(Program& program, int thread, const Groups& groups, std::span<const int> wave, bool is_first) const;
     void add_down(const Program& program, const Expert& expert, int panel, std::span<const Choice> choices) const;
+    void add_down(Program& program, int thread, const Expert& expert, int first, int last,
+                  std::span<const Choice> choices) const;
+    void add_weighed(const Program& program, int panel, std::span<const Choice> choices, const float* products) const;
     float* hidden_row(const Program& program, const Choice& choice) const;
 };
 
@@ -218,6 +221,8 @@ float temperature(int position, float floor_scale, float scale);
 
 // Writes the attention result of a row over all keys that it sees.
 void write_result(const AttendPartial& state, int n, float* out);
+// Writes query r of an attention task, where its kernel expects it.
+void write_query(const Program& program, bool in_bf16, const float* query, int dim, int r, float* to);
 // Merges the partial results of a row's splits in order; they lie `step` apart, beginning with `first`.
 const AttendPartial& fold_splits(Program& program, int first, int step, int num_splits, int width,
                                  ThreadScratch& scratch);
@@ -241,17 +246,21 @@ struct Attention final : Operation {
     // goes straight to the output.
     struct Tile {
         int sequence, head, first, count, split_begin, split_end, partial;
+        bool in_bf16;  // rows of a prompt, on a level with tiles
     };
-    // All `count` rows of a sequence and key-value head, whose splits were taken apart: partials [split][row].
+    // Rows [first, first + count) of a sequence and key-value head, whose splits were taken apart: partials [split][row].
     struct Merge {
-        int sequence, head, count, num_splits, partial;
+        int sequence, head, first, count, num_splits, partial;
     };
+    bool uses_bf16(const Program& program) const;
+    void add_tiles(const Program& program, const Tile& rows, int most, int& num_partials);
     int group() const { return num_heads / num_kv_heads; }
     int first_key(int position) const;
     int stride(const Program& program) const { return program.cache.layer(layer).value_stride(); }
     void store(Program& program, int row, int head) const;
     void attend(Program& program, const Tile& tile, ThreadScratch& scratch) const;
-    void attend_split(Program& program, const Sequence& sequence, int head, int split, AttendTask& task,
+    AttendTask take_queries(const Program& program, const Tile& tile, int first, float* to) const;
+    void attend_split(Program& program, const Tile& tile, int split, ThreadScratch& scratch,
                       AttendPartial* states) const;
     void merge(Program& program, const Merge& merge, ThreadScratch& scratch) const;
     void finish(Program& program, int sequence, int head, int row, AttendPartial state) const;
@@ -351,11 +360,11 @@ struct LatentAttention final : Operation {
     void take_in(Program& program, int row, int head) const;
     void store(Program& program, int row) const;
     void absorb(Program& program, int row, int query, int head) const;
-    void attend_expanded(Program& program, const Expanded& task, int head, ThreadScratch& scratch) const;
+    void attend_expanded(Program& program, int thread, const Expanded& task, int head) const;
     void take_queries(Program& program, const Sequence& sequence, int head, int first, float* to,
                       AttendTask& task) const;
-    void expand(Program& program, const Sequence& sequence, int head, int begin, int end, float* latents, float* keys,
-                float* values) const;
+    void expand(Program& program, int thread, const Sequence& sequence, int head, int begin, int end, float* latents,
+                float* keys, float* values) const;
     void attend_absorbed(Program& program, const Absorbed& task) const;
     void merge(Program& program, const Merge& merge, ThreadScratch& scratch) const;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 
 #include "checks.h"
 
@@ -35,6 +36,8 @@ void Program::allocate(int rows, int num_pages, int num_slots, int num_sequences
     codes = Memory(cells / kGroup * sizeof(QuantisedGroup));
     hidden = Memory(std::size_t(rows) * hidden_width * sizeof(float));
     scratch.resize(team.size());
+    every_row_.resize(rows);
+    std::iota(every_row_.begin(), every_row_.end(), 0);
     cache.allocate(num_pages);
     states.allocate(num_slots, num_sequences);
     experts->allocate();
@@ -43,6 +46,12 @@ void Program::allocate(int rows, int num_pages, int num_slots, int num_sequences
 void Program::page_experts(const PagingOptions& options) {
     require(operations.empty(), "the source of experts must be chosen before operations are recorded");
     experts = std::make_shared<PagedExperts>(options, team.size());
+}
+
+void Program::split_rows() {
+    in_bf16_.clear(), others_.clear();
+    for (int row = 0; row < step.num_rows(Rows::Tokens); row++)
+        (is_bf16(Rows::Tokens, row) ? in_bf16_ : others_).push_back(row);
 }
 
 void Program::run(Step next, int begin, int end, bool traced) {
@@ -56,6 +65,7 @@ void Program::run(Step next, int begin, int end, bool traced) {
     };
     seconds.clear();
     step = std::move(next);
+    split_rows();
     const std::span part(operations.begin() + begin, operations.begin() + end);
     for (const auto& operation : part) operation->prepare(*this);
     if (traced) lap(Clock::now());

@@ -14,6 +14,12 @@
 
 namespace freedive {
 
+// A weight matrix, and the bias of its outputs or null.
+struct Matrix {
+    Weight weight;
+    const float* bias;
+};
+
 // Float activations [rows, stride]. The stride is the width rounded up to whole panels; the padding is zero.
 struct Buffer {
     int width, stride;
@@ -40,9 +46,15 @@ struct Choice {
 
 // All choices of a step, sorted by expert.
 struct Groups {
-    std::vector<int> first;  // [experts + 1]: where each expert's choices begin in `choices`
+    std::vector<int> first;   // [experts + 1]: where each expert's choices begin in `choices`
+    std::vector<int> others;  // [experts]: likewise those of rows that are not multiplied in bfloat16
     std::vector<Choice> choices;
     std::vector<int> active;  // experts with at least one choice
+};
+
+// Rows of a buffer by the arithmetic of their products.
+struct RowSplit {
+    std::span<const int> in_bf16, others;
 };
 
 class Program;
@@ -74,8 +86,16 @@ class Partials {
 // The scratch memory of one thread.
 struct ThreadScratch {
     std::vector<float> floats;
+    Memory products, factors;  // see multiply_rows and split_factors
+    std::vector<AttendTask> attend;
     Partials partials;
     Groups groups;
+    // Memory for pages [begin, end) of a split.
+    SplitFactors split_factors(int begin, int end) {
+        if (!factors) factors = Memory(SplitFactors::bytes);
+        auto* keys = factors.as<std::uint16_t>();
+        return {begin, end, keys, keys + SplitFactors::bytes / sizeof *keys / 2};
+    }
 };
 
 // The program, its weights, its memory and its threads.
@@ -129,6 +149,19 @@ class Program {
         return rows == Rows::Tokens && step.is_early(row) ? early_outlier_threshold : late_outlier_threshold;
     }
 
+    // On levels with tiles the rows of prompts are multiplied in bfloat16, unless all rows are to be exact. It follows
+    // from a row's position in its request alone.
+    bool has_bf16_prompts() const { return bf16_prompts && kernels.to_bf16; }
+    // Weights in floats, such as routers', are kept exact.
+    bool multiplies_in_bf16(Format format) const { return has_bf16_prompts() && format != Format::F32; }
+    bool is_bf16(Rows rows, int row) const {
+        return rows == Rows::Tokens && has_bf16_prompts() && !step.is_generated(row);
+    }
+    RowSplit split(int buffer) const {
+        const bool tokens = buffers[buffer].rows == Rows::Tokens;
+        return tokens ? RowSplit{in_bf16_, others_} : RowSplit{{}, {every_row_.data(), step.wanted.size()}};
+    }
+
     const Kernels& kernels;
     Team team;
     std::vector<Weight> weights;
@@ -146,6 +179,7 @@ class Program {
     int num_tokens = 0;                  // rows of the embedding table
     int max_rows = 0, widest = 0;        // the most rows of a step; the widest input of a linear operation
     float cache_preference = 0;          // how much generated tokens prefer experts in memory, 0 to 1 (Router::prefer)
+    bool bf16_prompts = false;           // see has_bf16_prompts
     float early_outlier_threshold = 0;   // threshold of quantise() for the early tokens of a prompt
     float late_outlier_threshold = 0;    // threshold for the last tokens of a prompt and for generated ones
 
@@ -159,6 +193,8 @@ class Program {
     std::vector<int> unread_rows;
 
   private:
+    void split_rows();
+    std::vector<int> every_row_, in_bf16_, others_;  // the latter two of Rows::Tokens
     std::vector<int> rows_of(const std::vector<UnreadableWeights::Record>& records) const;
 };
 

@@ -82,7 +82,7 @@ void check(const Program& program, const HeadStep& step, int dim) {
 }
 
 // A matrix of every record, without its numbers.
-Experts::Matrix matrix_in_record(std::size_t stride, const Experts::Part& part) {
+Matrix matrix_in_record(std::size_t stride, const Experts::Part& part) {
     const auto inside = [&](std::size_t begin, std::size_t size) {
         return begin % sizeof(float) == 0 && begin <= stride && size <= stride - begin;
     };
@@ -92,7 +92,7 @@ Experts::Matrix matrix_in_record(std::size_t stride, const Experts::Part& part) 
     return {{part.format, part.rows, part.k, nullptr}, nullptr};
 }
 
-Experts::Matrix named_matrix(const Program& program, const Experts::Named& named) {
+Matrix named_matrix(const Program& program, const Experts::Named& named) {
     const Weight& w = program.weight(named.weight);
     check_optional_vector(program, named.bias, w.rows);
     return {w, named.bias == kNone ? nullptr : program.vectors[named.bias].data()};

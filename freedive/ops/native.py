@@ -91,7 +91,6 @@ class NativeRunner:
         self.max_context = model.max_context
         self.drafts = model.mtp is not None
         self.pages_experts = paging is not None
-        self.boundaries = _boundaries(model, precision)
         self.max_rows = max_rows
         _refuse_what_is_too_wide(model)
         if cache_format == "int8":
@@ -125,6 +124,8 @@ class NativeRunner:
             raise UserError(what, "Lower cache_tokens or max_context")
         program = self._program
         program.early_outlier_threshold, program.late_outlier_threshold = OUTLIER_THRESHOLDS[precision]
+        program.bf16_prompts = precision != "exact"
+        self.boundaries = self._boundaries(model, precision)
         program.cache_preference = prefer_cached_experts
         program.allocate(max_rows, num_pages, num_slots, max_sequences)
         self._in_memory = [
@@ -169,6 +170,16 @@ class NativeRunner:
     def states(self) -> Bytes:
         """Implements :meth:`freedive.model.batch.Runner.states`."""
         return self._program.states
+
+    def _boundaries(self, model: spec.ModelSpec, precision: str) -> tuple[int, ...]:
+        """Returns the positions, relative to the end of the prompt, at which arithmetic changes: that of products
+        (native/program.h, native/step.h), and latent attention's, which then absorbs weights into queries
+        (native/latent.cpp).
+        """
+        early, late = OUTLIER_THRESHOLDS[precision]
+        if self._program.bf16_prompts:
+            return (0,)
+        return (-_native.LATE_PROMPT_TOKENS,) * (early != late) + (0,) * _has_latents(model)
 
     def _num_snapshots(self, max_sequences: int) -> int:
         """Returns the number of slots for snapshots, which take about a quarter of the memory of the pages."""
@@ -269,14 +280,6 @@ def _state_arrays(batch: Batch) -> tuple[Ints | None, Ints | None]:
         return None, None
     updates = batch.states
     return np.stack([updates.slots, updates.begins, updates.ends], 1), updates.saves
-
-
-def _boundaries(model: spec.ModelSpec, precision: str) -> tuple[int, ...]:
-    """Returns the positions at which the outlier threshold changes (native/step.h) and at which latent attention begins
-    to absorb weights into queries (native/latent.cpp), relative to the end of the prompt.
-    """
-    early, late = OUTLIER_THRESHOLDS[precision]
-    return (-_native.LATE_PROMPT_TOKENS,) * (early != late) + (0,) * _has_latents(model)
 
 
 def _has_latents(model: spec.ModelSpec) -> bool:

@@ -1,7 +1,9 @@
 // The amx level: the avx512 level, with tile registers for linear layers with many activation rows and for bfloat16
 // products in training. Integer sums are exact and the float code is the same, so linear layers give the same bits as
 // on avx512.
+#include <algorithm>
 #include <cstddef>
+#include <utility>
 
 #include "emulated_tiles.h"
 #include "kernels.h"
@@ -16,6 +18,14 @@ using namespace avx512;
 #include "bf16.inl"
 
 #include "tile_products.inl"  // uses bf16.inl
+
+#include "bf16_panels.inl"
+
+#include "math.inl"
+
+#include "softmax.inl"  // uses math.inl
+
+#include "bf16_attention.inl"  // uses softmax.inl and bf16_panels.inl
 
 #include "cells_avx512.inl"
 
@@ -177,9 +187,10 @@ void linear(const std::uint8_t* panel, int k, const void* const* activations, in
     }
 }
 
-template <class Tiles, int Fmt = int(Format::Q8_0)>
+template <class Tiles, int Fmt = 0>
 void fill_linear(Kernels& kernels) {
-    kernels.linear[Fmt] = linear<Tiles, Format(Fmt)>;
+    kernels.multiply_rows[Fmt] = multiply_rows<Tiles, Format(Fmt)>;
+    if constexpr (is_quantised(Format(Fmt))) kernels.linear[Fmt] = linear<Tiles, Format(Fmt)>;
     if constexpr (Fmt + 1 < kNumFormats) fill_linear<Tiles, Fmt + 1>(kernels);
 }
 
@@ -188,6 +199,10 @@ Kernels table(const char* name) {
     Kernels kernels = avx512_kernels;
     kernels.name = name;
     fill_linear<Tiles>(kernels);
+    kernels.to_bf16 = to_bf16;
+    kernels.load_split[int(CacheFormat::F32)] = load_split<float>;
+    kernels.load_split[int(CacheFormat::F16)] = load_split<std::uint16_t>;
+    kernels.attend_split = attend_split<Tiles>;
     kernels.products[int(Precision::Bfloat16)] = tile_products<Tiles, Cells>;
     return kernels;
 }

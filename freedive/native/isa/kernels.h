@@ -22,6 +22,21 @@ struct QuantisedGroup {
     bool has_low;
 };
 
+// Panels of weights of one format, and rows of bfloat16 as to_bf16 makes them. The products are bfloat16 products with
+// float sums, [panel][row][32]; a panel has room for whole tiles of rows.
+constexpr int kMostRows = 512, kMostPanels = 16;
+constexpr int kStretchSteps = 8;  // a step is 32 inputs
+struct ManyRows {
+    static constexpr std::size_t scratch_bytes = std::size_t(kMostRows) * kStretchSteps * 64;
+    const std::uint8_t* panels[kMostPanels];
+    int num_panels, k;
+    const void* const* x;
+    int num_rows;
+    void* scratch;  // scratch_bytes, aligned to 64
+    float* out;
+    std::size_t panel_stride() const { return std::size_t(num_rows + kTileRows - 1) / kTileRows * kTileRows * kPanelRows; }
+};
+
 // Query rows of one key-value head, in order of position, against one split of keys, the first of which is at position
 // `begin`. Row r sees keys [first[r], last[r]).
 constexpr int kMaxAttendRows = 32;
@@ -39,7 +54,9 @@ struct CachedCodes : QuantisedTraits<8, 128, Scales::Bf16> {};
 constexpr int kNumCacheFormats = 3;
 struct AttendTask {
     int num_rows;
-    const float* q;  // [rows][kMaxHeadDim], or against latents [key_dim][16 rows]; times the scale of scores
+    // Times the scale of scores: [rows][kMaxHeadDim]; or against latents [key_dim][16 rows]; or against right factors, as
+    // to_bf16 makes them, [kMaxAttendRows][columns of whole tiles].
+    const void* q;
     int first[kMaxAttendRows], last[kMaxAttendRows];
     int begin;
     const std::uint8_t* const* keys;    // by page; unused against latents
@@ -51,6 +68,13 @@ struct AttendTask {
 struct AttendPartial {
     float max, sum;
     float* values;  // [value_dim]
+};
+// The keys and values of pages [begin, end) of a split in bfloat16, as right factors of products on tiles: keys [step of 32
+// dimensions][page][2 tiles of tokens], values [page][tile of columns]; a tile is [16 pairs][16][2].
+struct SplitFactors {
+    static constexpr std::size_t bytes = std::size_t(2) * kSplitTokens * kMaxHeadDim * 2;
+    int begin, end;
+    std::uint16_t *keys, *values;
 };
 constexpr float kNoScore = -1e30f;  // finite, so that a row that sees nothing in a split subtracts to 0, not NaN
 
@@ -89,6 +113,9 @@ struct Kernels {
     // out[r * 32 + i] = row i of the panel times activations x[r], for r < rows: QuantisedGroup where the format is
     // quantised, else float.
     void (*linear[kNumFormats])(const std::uint8_t* panel, int k, const void* const* x, int rows, float* out);
+    // The same for many rows in bfloat16; null where the level has no tiles.
+    void (*multiply_rows[kNumFormats])(const ManyRows& task);
+    void (*to_bf16)(const float* x, int k, std::uint16_t* out);  // pads to a multiple of 32 with zeros; null likewise
     // out[k] = sum over the panel's rows i < 32 of x[i] * row i, added to what is there; float formats.
     void (*add_transposed)(Format f, const std::uint8_t* panel, int k, const float* x, float* out);
     // Groups whose largest number is above `outlier_threshold` times the row's root mean square keep low halves.
@@ -102,6 +129,9 @@ struct Kernels {
     // Fold what a split's keys contribute into the states of the rows; of a latent task these are heads of one row.
     void (*attend[kNumCacheFormats])(const AttendTask& task, AttendPartial* states);
     void (*attend_latent[kNumCacheFormats - 1])(const AttendTask& task, AttendPartial* states);  // not of int8
+    // The same on tiles, for rows of prompts: factors of a split serve many tasks. Null where the level has no tiles.
+    void (*load_split[kNumCacheFormats - 1])(const AttendTask& task, const SplitFactors& factors);  // not of int8
+    void (*attend_split)(const AttendTask& task, const SplitFactors& factors, AttendPartial* states);
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16
     void (*delta_rule)(const DeltaTask& task, float* state);
     void (*decays)(const DecayGate& gate, const float* x, int n, float* out);  // n is a multiple of 16
