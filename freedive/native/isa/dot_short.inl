@@ -67,7 +67,8 @@ LANES void add_words(const std::uint8_t* tile, const std::int16_t (&words)[R][kG
 template <class T, int R>
 struct GroupRows {
     const QuantisedGroup* const* a;
-    int num_low = 0;  // the number of rows with low halves
+    int num_low = 0;          // the number of rows with low halves
+    std::int32_t zero[2][R];  // zero products of each half group; [1] is set only if T::halves
     alignas(32) std::int16_t words[R][kGroup];
     LANES explicit GroupRows(const QuantisedGroup* const* a) : a(a) {
         for (int r = 0; r < R; r++) {
@@ -75,8 +76,12 @@ struct GroupRows {
                 w_store(a[r]->high, a[r]->low, words[r]);
             else
                 num_low += a[r]->has_low;
+            for (int half = 0; half <= T::halves; half++)
+                zero[half][r] =
+                    (zero_product<T>(a[r]->high_sum, half) << kLowBits) + zero_product<T>(a[r]->low_sum, half);
         }
     }
+    LANES float scale(int r) const { return a[r]->scale; }
 };
 
 constexpr int kShortVectors = 6;  // the accumulators of this many vectors fit in the registers
@@ -121,8 +126,8 @@ LANES void multiply_halves(const std::uint8_t* tiles, const GroupRows<T, R>& row
     }
 }
 
-// out = the products of quads [First, Last) of N tiles and the activations.
-template <class T, int First, int Last, int N, int R>
+// out = the products of quads [First, Last) of N tiles and the activations, less the zero point.
+template <class T, int First, int Last, int Half, int N, int R>
 LANES void multiply(const std::uint8_t* tiles, const GroupRows<T, R>& rows, I (&out)[N][R]) {
     if constexpr (kTakesWords<T>) {
         static_assert(N == 1);
@@ -131,6 +136,8 @@ LANES void multiply(const std::uint8_t* tiles, const GroupRows<T, R>& rows, I (&
     } else {
         multiply_halves<T, First, Last>(tiles, rows, out);
     }
+    if constexpr (T::zero != 0)
+        unroll<R>(EACH(r) { unroll<N>(EACH(t) { out[t][r] = i_add(out[t][r], i_set(rows.zero[Half][r])); }); });
 }
 
 // With one row the registers suffice for both tiles, and the activations are loaded once for both.

@@ -1,5 +1,5 @@
 // Groups for levels with 16 registers: the tiles of a panel come one after the other, and float sums stay in memory.
-// Included by dot_short.inl and dot_tile.inl, which define multiply(), GroupRows and kTilesAtOnce.
+// Included by dot_short.inl and dot_tile.inl, which define GroupRows, multiply() and kTilesAtOnce.
 
 // The results of a panel times R rows. They stay in memory, in `out`, because integer accumulators need all registers.
 template <int R>
@@ -15,17 +15,15 @@ struct Sums {
 
 // Adds the scaled products of quads [First, Last) of N tiles to `sums`. The scales are those of half group Half.
 template <class T, int First, int Last, int Half, int N, int R>
-LANES void add_tiles(const std::uint8_t* tiles, const TileScales<T>* scales, const std::int32_t (&zeros)[R],
-                     const GroupRows<T, R>& rows, const Sums<R>& sums, int tile) {
+LANES void add_tiles(const std::uint8_t* tiles, const TileScales<T>* scales, const GroupRows<T, R>& rows,
+                     const Sums<R>& sums, int tile) {
     I out[N][R];
-    multiply<T, First, Last>(tiles, rows, out);
+    multiply<T, First, Last, Half>(tiles, rows, out);
     unroll<R>(EACH(r) {
-        const QuantisedGroup* a = rows.a[r];
         unroll<N>(EACH(t) {
             float* at = sums.of(r, tile + t);
-            if constexpr (T::zero != 0) out[t][r] = i_add(out[t][r], i_set(zeros[r]));
-            F sum = add_product(out[t][r], scales[t].scale[Half], f_set(a->scale), f_load(at));
-            if constexpr (T::minima && !T::halves) sum = add_minimum<T, 0>(scales[t], a, sum);
+            F sum = add_product(out[t][r], scales[t].scale[Half], f_set(rows.scale(r)), f_load(at));
+            if constexpr (T::minima && !T::halves) sum = add_minimum<T, 0>(scales[t], rows.a[r], sum);
             f_store(at, sum);
         });
     });
@@ -34,17 +32,10 @@ LANES void add_tiles(const std::uint8_t* tiles, const TileScales<T>* scales, con
 template <class T, int First, int Last, int Half, int R>
 LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const GroupRows<T, R>& rows,
                      const Sums<R>& sums) {
-    std::int32_t zeros[R];
-    for (int r = 0; r < R; r++) {
-        zeros[r] = 0;
-        for (int half = 0; half < 2; half++)
-            if (Last - First == kQuads || half == Half)
-                zeros[r] -= T::zero * ((rows.a[r]->high_sum[half] << kLowBits) + rows.a[r]->low_sum[half]);
-    }
     constexpr int n = kTilesAtOnce<T, R>;
     unroll<2 / n>(EACH(i) {
         constexpr int t = i * n;
-        add_tiles<T, First, Last, Half, n>(codes + t * kLine * T::tile_lines, scales + t, zeros, rows, sums, t);
+        add_tiles<T, First, Last, Half, n>(codes + t * kLine * T::tile_lines, scales + t, rows, sums, t);
     });
 }
 

@@ -9,17 +9,19 @@
 namespace freedive::avx_vnni {
 #include "vec256.inl"
 
-#ifndef LROWS
-#define LROWS 4
-#endif
-constexpr int kLinearRows = LROWS;
+constexpr int kLinearRows = 6;
 
+// Written in assembly so that GCC 12 keeps the order of products: its own order spills accumulators. So only the
+// assembler has to know the instruction.
+LANES void add_dot(__m256i& acc, __m256i codes, __m256i a) {
+    asm volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(codes), "x"(a));
+}
 // acc[i] += sum over j < 4 of codes[4 * i + j] * a[j]. `a` contains four int8.
 template <int Bits>
 LANES I i_dot(I acc, C codes, std::int32_t a) {
     const __m256i x = _mm256_set1_epi32(a);
-    acc = {_mm256_dpbusd_avx_epi32(acc.a, codes.a, x), _mm256_dpbusd_avx_epi32(acc.b, codes.b, x)};
-    asm volatile("" : "+x"(acc.a), "+x"(acc.b));
+    add_dot(acc.a, codes.a, x);
+    add_dot(acc.b, codes.b, x);
     return acc;
 }
 }  // namespace freedive::avx_vnni
