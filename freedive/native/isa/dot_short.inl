@@ -132,7 +132,9 @@ LANES void multiply(const std::uint8_t* tiles, const GroupRows<T, R>& rows, I (&
     if constexpr (kTakesWords<T>) {
         static_assert(N == 1);
         unroll<R>(EACH(r) { out[0][r] = i_set(0); });
-        add_words<T, First, Last>(tiles, rows.words, out[0]);
+        const auto* words = &rows.words;
+        asm("" : "+r"(words));  // GCC would take the words out of vectors, and keep them for the next tile on the stack
+        add_words<T, First, Last>(tiles, *words, out[0]);
     } else {
         multiply_halves<T, First, Last>(tiles, rows, out);
     }
