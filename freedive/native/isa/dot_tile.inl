@@ -47,7 +47,7 @@ LANES void add_dots(const std::uint8_t* tiles, const std::int8_t* const (&x)[V],
 template <class T, int First, int Last, int Half, int Begin, int End, int N, int R>
 LANES void multiply_at_once(const std::uint8_t* tiles, const GroupRows<T, R>& rows, I (&out)[N][R]) {
     constexpr int n = End - Begin;
-    if constexpr (2 * n > kLinearRows) {  // more accumulators than registers
+    if constexpr (n > kRowsAtOnce) {  // more accumulators than registers
         constexpr int middle = Begin + (n + 1) / 2;
         multiply_at_once<T, First, Last, Half, Begin, middle>(tiles, rows, out);
         asm("" : "+r"(tiles));  // the codes are loaded again: codes kept in registers would spill accumulators
@@ -92,7 +92,7 @@ LANES void multiply_in_turn(const std::uint8_t* tiles, const GroupRows<T, R>& ro
 // groups are too short for multiply_at_once() to pay.
 template <class T, int First, int Last, int Half, int N, int R>
 LANES void multiply(const std::uint8_t* tiles, const GroupRows<T, R>& rows, I (&out)[N][R]) {
-    constexpr bool at_once = !T::halves || 2 * R <= kLinearRows;
+    constexpr bool at_once = !T::halves || R <= kRowsAtOnce;
     if (at_once && rows.any_low)
         multiply_at_once<T, First, Last, Half, 0, R>(tiles, rows, out);
     else

@@ -32,6 +32,24 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
         any_low |= a[r]->has_low;
         acc[0][r] = acc[1][r] = i_set(zero_product<T>(a[r]->high_sum, Half));
     }
+    if constexpr (R <= kRowsAtOnce) {
+        if (any_low) {
+            const std::int8_t* both[2 * R];
+            I halves[2][2 * R];
+            for (int r = 0; r < R; r++) {
+                both[r] = high[r];
+                both[R + r] = low[r];
+                for (int t = 0; t < 2; t++) {
+                    halves[t][r] = acc[t][r];
+                    halves[t][R + r] = i_set(zero_product<T>(a[r]->low_sum, Half));
+                }
+            }
+            dot_quads<T, First, Last, 2 * R>(tile0, tile1, both, halves);
+            for (int r = 0; r < R; r++)
+                for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(halves[t][r]), halves[t][R + r]);
+            return add_products<T, R, Half>(acc, 1, scales, a, sum);
+        }
+    }
     dot_quads<T, First, Last, R>(tile0, tile1, high, acc);
     // Without low halves the scale is multiplied by this power of two, which is exact, instead of shifting the
     // products.

@@ -9,7 +9,8 @@
 namespace freedive::avx_vnni {
 #include "vec256.inl"
 
-constexpr int kLinearRows = 6;
+// Both halves of the activations of up to kRowsAtOnce rows are multiplied at once.
+constexpr int kRowsAtOnce = 3, kLinearRows = 6;
 
 // Written in assembly so that GCC 12 keeps the order of products: its own order spills accumulators. So only the
 // assembler has to know the instruction.
