@@ -33,7 +33,7 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
         acc[0][r] = acc[1][r] = i_set(zero_product<T>(a[r]->high_sum, Half));
     }
     if constexpr (R <= kRowsAtOnce) {
-        if (any_low) {
+        if (any_low) {  // twice as many chains of additions, half as long, and codes are loaded once
             const std::int8_t* both[2 * R];
             I halves[2][2 * R];
             for (int r = 0; r < R; r++) {
