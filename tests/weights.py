@@ -58,7 +58,8 @@ KINDS = ("F32", "F16", "BF16", "F8G128", *HALVES)
 KERNELS = {packed_format(kind): kind for kind in reversed(KINDS)}
 """Every format of the kernels -> the first format that becomes it."""
 
-NAMES = ("scalar", "neon") if platform.machine() == "aarch64" else ("scalar", "avx2", "avx512", "amx-emulated")
+X86_NAMES = ("scalar", "avx2", "avx_vnni", "avx512", "amx-emulated")
+NAMES = ("scalar", "neon") if platform.machine() == "aarch64" else X86_NAMES
 BEST = _native.isa_levels()[-1]
 
 

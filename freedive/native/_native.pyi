@@ -119,6 +119,9 @@ LATE_PROMPT_TOKENS: int
 def isa_levels() -> list[str]:
     """Instruction-set levels that this machine has, best last."""
 
+def isa_levels_with(*, avx2: bool = False, avx_vnni: bool = False, avx512: bool = False) -> list[str]:
+    """Instruction-set levels of an x86-64 processor with these features, best last: for tests of the choice."""
+
 def packed_bytes(format: Format, rows: int, k: int) -> int:
     """Size of a packed matrix [rows, k]."""
 

@@ -11,12 +11,24 @@
 
 namespace freedive {
 
+namespace {
+
+std::vector<std::string> names(const std::vector<const Kernels*>& levels) {
+    std::vector<std::string> names;
+    for (const Kernels* level : levels) names.push_back(level->name);
+    return names;
+}
+
+}  // namespace
+
 void bind_machine(nb::module_& m) {
-    m.def("isa_levels", [] {
-        std::vector<std::string> names;
-        for (const Kernels* level : available_kernels()) names.push_back(level->name);
-        return names;
-    });
+    m.def("isa_levels", [] { return names(available_kernels()); });
+    m.def(
+        "isa_levels_with",
+        [](bool avx2, bool avx_vnni, bool avx512) {
+            return names(kernels_for({.avx2 = avx2, .avx_vnni = avx_vnni, .avx512 = avx512}));
+        },
+        nb::kw_only(), "avx2"_a = false, "avx_vnni"_a = false, "avx512"_a = false);
     m.def(
         "resident_bytes",
         [](nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> data) {

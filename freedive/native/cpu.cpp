@@ -5,9 +5,12 @@
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
-#elif defined(__x86_64__) && defined(__linux__)
+#elif defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 namespace freedive {
@@ -43,6 +46,13 @@ bool tiles_agree() {
     return std::memcmp(out[0], out[1], sizeof out[0]) == 0;
 }
 
+// Compilers differ in the name of this feature.
+bool has_avx_vnni() {
+    constexpr unsigned kLeaf = 7, kSubleaf = 1, kBit = 1 << 4;
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(kLeaf, kSubleaf, &eax, &ebx, &ecx, &edx) && eax & kBit;
+}
+
 bool has_amx() {
     static const bool has = __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("amx-bf16") &&
                             __builtin_cpu_supports("avx512bf16") && may_use_tiles() && tiles_agree();
@@ -52,22 +62,37 @@ bool has_amx() {
 }  // namespace
 #endif
 
-std::vector<const Kernels*> available_kernels() {
+CpuFeatures cpu_features() {
+    CpuFeatures has;
+#if defined(__x86_64__)
+    const auto all = [](auto... feature) { return (feature && ...); };
+    has.avx2 = all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"));
+    has.avx_vnni = has.avx2 && has_avx_vnni();  // the system saves its registers if it saves those of AVX2
+    has.avx512 = has.avx2 && all(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
+                                 __builtin_cpu_supports("avx512vl"), __builtin_cpu_supports("avx512vnni"));
+    has.amx = has.avx512 && has_amx();
+#elif defined(__aarch64__) && defined(__linux__)
+    has.asimddp = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
+    return has;
+}
+
+std::vector<const Kernels*> kernels_for(const CpuFeatures& has) {
     std::vector<const Kernels*> levels = {&scalar_kernels};
 #if defined(__x86_64__)
-    const auto has = [](auto... feature) { return (feature && ...); };
-    if (has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c")))
-        levels.push_back(&avx2_kernels);
-    if (levels.size() == 2 && has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
-                                  __builtin_cpu_supports("avx512vl"), __builtin_cpu_supports("avx512vnni"))) {
-        levels.insert(levels.end(), {&emulated_amx_kernels(), &avx512_kernels});
-        if (has_amx()) levels.push_back(&amx_kernels());
-    }
+    if (has.avx2) levels.push_back(&avx2_kernels);
+#if defined(FREEDIVE_AVX_VNNI)
+    if (has.avx_vnni) levels.push_back(&avx_vnni_kernels);
+#endif
+    if (has.avx512) levels.insert(levels.end(), {&emulated_amx_kernels(), &avx512_kernels});
+    if (has.amx) levels.push_back(&amx_kernels());
 #elif defined(__aarch64__) && defined(__linux__)
-    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) levels.push_back(&neon_kernels);
+    if (has.asimddp) levels.push_back(&neon_kernels);
 #endif
     return levels;
 }
+
+std::vector<const Kernels*> available_kernels() { return kernels_for(cpu_features()); }
 
 const Kernels& choose_kernels(const std::string& name) {
     std::string known;

@@ -8,7 +8,17 @@
 
 namespace freedive {
 
-// Best last; "scalar" is always there. "amx-emulated" is for tests.
+// The features that levels need, one for each level: a level's feature includes those that its code uses besides.
+struct CpuFeatures {
+    bool avx2 = false, avx_vnni = false, avx512 = false, amx = false;  // of x86-64
+    bool asimddp = false;                                              // of aarch64
+};
+CpuFeatures cpu_features();
+
+// The levels of a processor with these features, best last.
+std::vector<const Kernels*> kernels_for(const CpuFeatures& has);
+
+// Those of this machine; "scalar" is always there. "amx-emulated" is for tests.
 std::vector<const Kernels*> available_kernels();
 
 // The level called `name`, or the best where it is empty. Throws std::invalid_argument that names the levels present.

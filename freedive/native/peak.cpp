@@ -36,6 +36,7 @@ struct Unit {
     asm volatile("vzeroupper" ::: FREEDIVE_VECTORS);
 
 #define FREEDIVE_DPBUSD(n) "vpdpbusd %%zmm15, %%zmm15, %%zmm" #n "\n\t"
+#define FREEDIVE_DPBUSD256(n) "%{vex%} vpdpbusd %%ymm15, %%ymm15, %%ymm" #n "\n\t"
 #define FREEDIVE_DPBF16(n) "vdpbf16ps %%zmm15, %%zmm15, %%zmm" #n "\n\t"
 #define FREEDIVE_FMA512(n) "vfmadd231ps %%zmm15, %%zmm15, %%zmm" #n "\n\t"
 #define FREEDIVE_FMA256(n) "vfmadd231ps %%ymm15, %%ymm15, %%ymm" #n "\n\t"
@@ -44,6 +45,9 @@ struct Unit {
     "vpaddw %%ymm12, %%ymm" #n ", %%ymm" #n "\n\t"
 
 void dpbusd() { FREEDIVE_REPEAT(FREEDIVE_DPBUSD) }
+#if defined(FREEDIVE_AVX_VNNI)
+void dpbusd256() { FREEDIVE_REPEAT(FREEDIVE_DPBUSD256) }
+#endif
 void dpbf16() { FREEDIVE_REPEAT(FREEDIVE_DPBF16) }
 void fma512() { FREEDIVE_REPEAT(FREEDIVE_FMA512) }
 void fma256() { FREEDIVE_REPEAT(FREEDIVE_FMA256) }
@@ -76,6 +80,9 @@ std::vector<Unit> units() {
     return {
         {"int8", "tdpbssd", tiles && __builtin_cpu_supports("amx-int8"), tdpbssd, kTile * 64},
         {"int8", "vpdpbusd zmm", avx512 && __builtin_cpu_supports("avx512vnni"), dpbusd, kChains * 64.0 * 2},
+#if defined(FREEDIVE_AVX_VNNI)
+        {"int8", "vpdpbusd ymm", cpu_features().avx_vnni, dpbusd256, kChains * 32.0 * 2},
+#endif
         {"int8", "vpmaddubsw ymm", avx2, maddubs, kChains * 32.0 * 2},
         {"bf16", "tdpbf16ps", tiles && __builtin_cpu_supports("amx-bf16"), tdpbf16ps, kTile * 32},
         {"bf16", "vdpbf16ps zmm", avx512 && __builtin_cpu_supports("avx512bf16"), dpbf16, kChains * 32.0 * 2},

@@ -63,24 +63,25 @@ LANES void add_words(const std::uint8_t* tile, const std::int16_t (&words)[R][kG
     }
 }
 
-// The results of a panel times R rows. They stay in memory, in `out`, because integer accumulators need all registers.
-template <int R>
-struct Sums {
-    float* at;
-    int stride;
-    LANES Sums(float* out, int stride, bool from_zero) : at(out), stride(stride) {
-        if (from_zero) unroll<R>(EACH(r) { unroll<2>(EACH(t) { f_store(of(r, t), f_set(0.0f)); }); });
-    }
-    LANES float* of(int row, int tile) const { return at + row * stride + tile * kTileRows; }
-    LANES void store() {}
-};
-
 // The activation rows of a group, and values that are computed once for all tiles.
-template <int R>
+template <class T, int R>
 struct GroupRows {
     const QuantisedGroup* const* a;
-    int num_low;  // the number of rows with low halves
+    int num_low = 0;          // the number of rows with low halves
+    std::int32_t zero[2][R];  // zero products of each half group; [1] is set only if T::halves
     alignas(32) std::int16_t words[R][kGroup];
+    LANES explicit GroupRows(const QuantisedGroup* const* a) : a(a) {
+        for (int r = 0; r < R; r++) {
+            if constexpr (kTakesWords<T>)
+                w_store(a[r]->high, a[r]->low, words[r]);
+            else
+                num_low += a[r]->has_low;
+            for (int half = 0; half <= T::halves; half++)
+                zero[half][r] =
+                    (zero_product<T>(a[r]->high_sum, half) << kLowBits) + zero_product<T>(a[r]->low_sum, half);
+        }
+    }
+    LANES float scale(int r) const { return a[r]->scale; }
 };
 
 constexpr int kShortVectors = 6;  // the accumulators of this many vectors fit in the registers
@@ -97,7 +98,7 @@ __attribute__((noinline)) void add_low(const std::uint8_t* tile, const std::int8
 // out = the products of N tiles and both halves of activations. If only some of the rows have low halves, those rows
 // are computed one at a time.
 template <class T, int First, int Last, int N, int R>
-LANES void multiply_halves(const std::uint8_t* tiles, const GroupRows<R>& rows, I (&out)[N][R]) {
+LANES void multiply_halves(const std::uint8_t* tiles, const GroupRows<T, R>& rows, I (&out)[N][R]) {
     constexpr bool at_once = 2 * R <= kShortVectors;
     const std::int8_t *high[R], *low[R];
     unroll<R>(EACH(r) { high[r] = rows.a[r]->high, low[r] = rows.a[r]->low; });
@@ -125,76 +126,24 @@ LANES void multiply_halves(const std::uint8_t* tiles, const GroupRows<R>& rows, 
     }
 }
 
-// Adds the scaled products of quads [First, Last) of N tiles to `sums`. The scales are those of half group Half.
+// out = the products of quads [First, Last) of N tiles and the activations, less the zero point.
 template <class T, int First, int Last, int Half, int N, int R>
-LANES void add_tiles(const std::uint8_t* tiles, const TileScales<T>* scales, const std::int32_t (&zeros)[R],
-                     const GroupRows<R>& rows, const Sums<R>& sums, int tile) {
-    I out[N][R];
+LANES void multiply(const std::uint8_t* tiles, const GroupRows<T, R>& rows, I (&out)[N][R]) {
     if constexpr (kTakesWords<T>) {
         static_assert(N == 1);
         unroll<R>(EACH(r) { out[0][r] = i_set(0); });
-        add_words<T, First, Last>(tiles, rows.words, out[0]);
+        const auto* words = &rows.words;
+        asm("" : "+r"(words));  // GCC would take the words out of vectors, and keep them for the next tile on the stack
+        add_words<T, First, Last>(tiles, *words, out[0]);
     } else {
         multiply_halves<T, First, Last>(tiles, rows, out);
     }
-    unroll<R>(EACH(r) {
-        const QuantisedGroup* a = rows.a[r];
-        unroll<N>(EACH(t) {
-            float* at = sums.of(r, tile + t);
-            if constexpr (T::zero != 0) out[t][r] = i_add(out[t][r], i_set(zeros[r]));
-            F sum = add_product(out[t][r], scales[t].scale[Half], f_set(a->scale), f_load(at));
-            if constexpr (T::minima && !T::halves) sum = add_minimum<T, 0>(scales[t], a, sum);
-            f_store(at, sum);
-        });
-    });
+    if constexpr (T::zero != 0)
+        unroll<R>(EACH(r) { unroll<N>(EACH(t) { out[t][r] = i_add(out[t][r], i_set(rows.zero[Half][r])); }); });
 }
 
 // With one row the registers suffice for both tiles, and the activations are loaded once for both.
 template <class T, int R>
 constexpr int kTilesAtOnce = R == 1 && !kTakesWords<T> ? 2 : 1;
 
-template <class T, int First, int Last, int Half, int R>
-LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const GroupRows<R>& rows,
-                     const Sums<R>& sums) {
-    std::int32_t zeros[R];
-    for (int r = 0; r < R; r++) {
-        zeros[r] = 0;
-        for (int half = 0; half < 2; half++)
-            if (Last - First == kQuads || half == Half)
-                zeros[r] -= T::zero * ((rows.a[r]->high_sum[half] << kLowBits) + rows.a[r]->low_sum[half]);
-    }
-    constexpr int n = kTilesAtOnce<T, R>;
-    unroll<2 / n>(EACH(i) {
-        constexpr int t = i * n;
-        add_tiles<T, First, Last, Half, n>(codes + t * kLine * T::tile_lines, scales + t, zeros, rows, sums, t);
-    });
-}
-
-template <class T, int R>
-LANES void add_group(const std::uint8_t* span, const std::uint8_t* group, const QuantisedGroup* const* a,
-                     Sums<R>& sums) {
-    const std::uint8_t* codes = group + kLine * T::group_lines;
-    const TileScales<T> scales[2] = {{span, group, 0}, {span, group, 1}};
-    GroupRows<R> rows;
-    rows.a = a;
-    rows.num_low = 0;
-    for (int r = 0; r < R; r++) {
-        if constexpr (kTakesWords<T>)
-            w_store(a[r]->high, a[r]->low, rows.words[r]);
-        else
-            rows.num_low += a[r]->has_low;
-    }
-    if constexpr (T::halves) {
-        add_quads<T, 0, kQuads / 2, 0>(codes, scales, rows, sums);
-        add_quads<T, kQuads / 2, kQuads, 1>(codes, scales, rows, sums);
-    } else {
-        add_quads<T, 0, kQuads, 0>(codes, scales, rows, sums);
-    }
-    if constexpr (T::minima && T::halves)
-        unroll<R>(EACH(r) {
-            unroll<2>(EACH(t) {
-                float* sum = sums.of(r, t);
-                f_store(sum, add_minimum<T, 1>(scales[t], a[r], add_minimum<T, 0>(scales[t], a[r], f_load(sum))));
-            });
-        });
-}
+#include "groups_by_tile.inl"

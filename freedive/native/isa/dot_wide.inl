@@ -18,13 +18,6 @@ LANES void dot_quads(const std::uint8_t* tile0, const std::uint8_t* tile1, const
     }
 }
 
-// The contribution of the zero point to the products of quads [First, Last): -zero times the sum of the activations.
-// `sums` are the sums of the two half groups.
-template <class T, int First, int Last, int Half>
-LANES I zero_products(const std::int32_t (&sums)[2]) {
-    return i_set(-T::zero * (Last - First == kQuads ? sums[0] + sums[1] : sums[Half]));
-}
-
 // Adds the scaled products of quads [First, Last) of a group. The scales are those of half group Half.
 template <class T, int R, int First, int Last, int Half>
 LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2], const QuantisedGroup* const* a,
@@ -37,7 +30,25 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
         high[r] = a[r]->high;
         low[r] = a[r]->low;
         any_low |= a[r]->has_low;
-        acc[0][r] = acc[1][r] = zero_products<T, First, Last, Half>(a[r]->high_sum);
+        acc[0][r] = acc[1][r] = i_set(zero_product<T>(a[r]->high_sum, Half));
+    }
+    if constexpr (R <= kRowsAtOnce) {
+        if (any_low) {  // twice as many chains of additions, half as long, and codes are loaded once
+            const std::int8_t* both[2 * R];
+            I halves[2][2 * R];
+            for (int r = 0; r < R; r++) {
+                both[r] = high[r];
+                both[R + r] = low[r];
+                for (int t = 0; t < 2; t++) {
+                    halves[t][r] = acc[t][r];
+                    halves[t][R + r] = i_set(zero_product<T>(a[r]->low_sum, Half));
+                }
+            }
+            dot_quads<T, First, Last, 2 * R>(tile0, tile1, both, halves);
+            for (int r = 0; r < R; r++)
+                for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(halves[t][r]), halves[t][R + r]);
+            return add_products<T, R, Half>(acc, 1, scales, a, sum);
+        }
     }
     dot_quads<T, First, Last, R>(tile0, tile1, high, acc);
     // Without low halves the scale is multiplied by this power of two, which is exact, instead of shifting the
@@ -47,7 +58,7 @@ LANES void add_quads(const std::uint8_t* codes, const TileScales<T> (&scales)[2]
         // With several rows the codes are loaded again. Codes kept in registers until here would spill accumulators.
         if constexpr (R > 1) asm("" : "+r"(tile0), "+r"(tile1));
         for (int r = 0; r < R; r++) {
-            const I zero = zero_products<T, First, Last, Half>(a[r]->low_sum);
+            const I zero = i_set(zero_product<T>(a[r]->low_sum, Half));
             for (int t = 0; t < 2; t++) acc[t][r] = i_add(i_shift_left<kLowBits>(acc[t][r]), zero);
         }
         dot_quads<T, First, Last, R>(tile0, tile1, low, acc);

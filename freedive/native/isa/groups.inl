@@ -85,6 +85,13 @@ struct TileScales {
     }
 };
 
+// The contribution of the zero point to products with activations whose sums in the two half groups are `sums`: -zero
+// times the sum of the activations of half group Half if T::halves, else of all activations.
+template <class T>
+LANES std::int32_t zero_product(const std::int32_t (&sums)[2], int half) {
+    return -T::zero * (T::halves ? sums[half] : sums[0] + sums[1]);
+}
+
 // Returns sum + product * scale * activation_scale. `product` is the integer product, with the zero point subtracted.
 LANES F add_product(I product, F scale, F activation_scale, F sum) {
     return f_fma(f_from_int(product), f_mul(scale, activation_scale), sum);

@@ -139,7 +139,7 @@ struct Kernels {
     FloatProducts products[kNumPrecisions];
 };
 
-extern const Kernels scalar_kernels, avx2_kernels, avx512_kernels, neon_kernels;
+extern const Kernels scalar_kernels, avx2_kernels, avx_vnni_kernels, avx512_kernels, neon_kernels;
 const Kernels& amx_kernels();           // where avx512 is
 const Kernels& emulated_amx_kernels();  // with tiles in software: the same code for machines without them, to test it
 

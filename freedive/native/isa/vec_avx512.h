@@ -10,7 +10,8 @@ namespace freedive::avx512 {
 using F = __m512;   // 16 floats
 using I = __m512i;  // 16 int32
 using C = __m512i;  // 64 codes
-constexpr int kLinearRows = 4, kFloatRows = 4, kAttendRows = 8, kAttendColumns = 2;
+// Both halves of the activations of up to kRowsAtOnce rows are multiplied at once.
+constexpr int kRowsAtOnce = 2, kLinearRows = 4, kFloatRows = 4, kAttendRows = 8, kAttendColumns = 2;
 constexpr int kTileVectors = 2;  // vectors in a row of a float tile
 // The prefetch distance in a panel that is read from memory, and the locality argument of __builtin_prefetch.
 constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;

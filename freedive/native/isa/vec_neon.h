@@ -14,7 +14,7 @@ struct I {
 struct C {
     uint8x16_t v[4];
 };
-constexpr int kLinearRows = 4, kFloatRows = 4, kAttendRows = 4, kAttendColumns = 1;
+constexpr int kRowsAtOnce = 0, kLinearRows = 4, kFloatRows = 4, kAttendRows = 4, kAttendColumns = 1;
 constexpr int kTileVectors = 1;  // vectors in a row of a float tile
 // The prefetch distance in a panel that is read from memory, and the locality argument of __builtin_prefetch.
 constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;

@@ -15,7 +15,7 @@ struct I {
 struct C {
     std::uint8_t v[4 * kLanes];
 };
-constexpr int kLinearRows = 1, kFloatRows = 1, kAttendRows = 1, kAttendColumns = 1;
+constexpr int kRowsAtOnce = 0, kLinearRows = 1, kFloatRows = 1, kAttendRows = 1, kAttendColumns = 1;
 constexpr int kTileVectors = 1;  // vectors in a row of a float tile
 // The prefetch distance in a panel that is read from memory, and the locality argument of __builtin_prefetch.
 constexpr int kPrefetchBytes = 4096, kPrefetchLocality = 2;
