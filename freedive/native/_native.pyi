@@ -131,8 +131,12 @@ def pack(format: Format, rows: int, k: int, source: _Bytes, out: _Bytes, num_thr
 def unpack_row(format: Format, rows: int, k: int, packed: _Bytes, row: int, out: _Floats) -> None:
     """One row of a packed matrix as floats [k]."""
 
-def multiply(isa: str, format: Format, rows: int, k: int, packed: _Bytes, x: _Floats, out: _Floats) -> None:
-    """x [M, k] times a packed matrix [rows, k], into [panels, M, 32]: a kernel on its own, for tests."""
+def multiply(
+    isa: str, format: Format, rows: int, k: int, packed: _Bytes, x: _Floats, out: _Floats, in_bf16: bool = False
+) -> None:
+    """x [M, k] times a packed matrix [rows, k], into [panels, M, 32]: a kernel on its own, for tests.
+
+    ``in_bf16``: as rows of prompts on levels with tiles; ValueError on other levels."""
 
 def checksum(data: _Bytes) -> int:
     """64 bits that depend on every bit of ``data`` and on their order."""

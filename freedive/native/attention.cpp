@@ -9,7 +9,7 @@
 namespace freedive {
 namespace {
 
-constexpr int kMaxPromptRows = 128;  // rows that share the factors made of a split of keys
+constexpr int kMaxPromptRows = 256;  // rows that share the factors made of a split of keys
 
 void rotate_halves(float* x, const float* cosines, int dim) {
     const int n = dim / 2;
@@ -52,7 +52,7 @@ const AttendPartial& fold_splits(Program& program, int first, int step, int num_
 
 void write_query(const Program& program, bool in_bf16, const float* query, int dim, int r, float* to) {
     const int width = whole_columns(dim);
-    if (in_bf16) return program.kernels.to_bf16(query, dim, (std::uint16_t*)to + r * width);
+    if (in_bf16) return program.kernels.round_query(query, dim, (std::uint16_t*)to + r * width);
     std::copy_n(query, dim, to + r * kMaxHeadDim);
     std::fill_n(to + r * kMaxHeadDim + dim, width - dim, 0.0f);
 }

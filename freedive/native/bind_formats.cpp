@@ -16,9 +16,10 @@ bool pack(Format format, int rows, int k, Bytes source, MutableBytes out, int nu
 }
 
 void multiply_packed(const std::string& isa, Format format, int rows, int k, Bytes packed,
-                     nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> x, MutableFloats out) {
+                     nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> x, MutableFloats out,
+                     bool in_bf16) {
     multiply(choose_kernels(isa), checked_weight(format, rows, k, view(packed)), int(x.shape(0)), {x.data(), x.size()},
-             {out.data(), out.size()});
+             in_bf16, {out.data(), out.size()});
 }
 
 }  // namespace
@@ -60,7 +61,8 @@ void bind_formats(nb::module_& m) {
     m.def("unpack_row", [](Format f, int rows, int k, Bytes packed, int row, MutableFloats out) {
         unpack_row(checked_weight(f, rows, k, view(packed)), row, {out.data(), out.size()});
     });
-    m.def("multiply", &multiply_packed, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a);
+    m.def("multiply", &multiply_packed, "isa"_a, "format"_a, "rows"_a, "k"_a, "packed"_a, "x"_a, "out"_a,
+          "in_bf16"_a = false);
     m.def(
         "checksum",
         [](Bytes data) {

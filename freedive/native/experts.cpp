@@ -234,23 +234,22 @@ void Experts::add_down(const Program& program, const Expert& expert, int panel, 
     for (int r = 0; r < rows; r++) x[r] = hidden_row(program, choices[r]);
     Products products;
     multiply(program, expert.down, panel, x, rows, products);
-    add_weighed(program, panel, choices, products.at);
+    for (int r = 0; r < rows; r++) add_weighed(program, panel, choices[r], products.at + r * kPanelRows);
 }
 
 // The same to panels [first, last) for rows of prompts.
 void Experts::add_down(Program& program, int thread, const Expert& expert, int first, int last, Choices choices) const {
     const ManyProducts products = multiply_rows(program, thread, {expert.down}, first, last, int(choices.size()),
                                                 [&](int r, bool) { return hidden_row(program, choices[r]); });
-    for (int p = first; p < last; p++) add_weighed(program, p, choices, products.panel(0, p));
+    for (std::size_t r = 0; r < choices.size(); r++)
+        for (int p = first; p < last; p++)
+            add_weighed(program, p, choices[r], products.panel(0, p) + r * kPanelRows);
 }
 
-void Experts::add_weighed(const Program& program, int panel, Choices choices, const float* products) const {
-    for (const Choice& choice : choices) {
-        const float weight = epilogue.factor * choice.weight;
-        float* y = program.buffers[out].row(choice.token) + panel * kPanelRows;
-        for (int i = 0; i < kPanelRows; i++) y[i] += weight * products[i];
-        products += kPanelRows;
-    }
+void Experts::add_weighed(const Program& program, int panel, const Choice& choice, const float* products) const {
+    const float weight = epilogue.factor * choice.weight;
+    float* y = program.buffers[out].row(choice.token) + panel * kPanelRows;
+    for (int i = 0; i < kPanelRows; i++) y[i] += weight * products[i];
 }
 
 }  // namespace freedive

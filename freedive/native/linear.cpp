@@ -99,23 +99,24 @@ void Linear::run(Program& program, int thread) const {
     }
     const Input input = ready(program, thread, in, norm, formats);
     const RowSplit split = program.split(in);
-    const auto write = [&](const Output& o, int panel, std::span<const int> rows, const float* products) {
-        for (std::size_t r = 0; r < rows.size(); r++)
-            epilogue.write(program, products + r * kPanelRows, program.buffers[o.out], rows[r], panel * kPanelRows,
-                           kPanelRows);
+    const auto write = [&](const Output& o, int panel, int row, const float* products) {
+        epilogue.write(program, products, program.buffers[o.out], row, panel * kPanelRows, kPanelRows);
     };
     const int width = task_panels(program, in, panels, kTaskPanels);
     for_panels(program, int(outputs.size()), width, panels_of, [&](int i, int first, int last) {
         const Matrix matrices[] = {matrix_of(program, outputs[i])};
         for_blocks(split.in_bf16, kMostRows, [&](std::span<const int> rows) {
             const ManyProducts products = multiply_rows(program, thread, matrices, first, last, input, rows);
-            for (int panel = first; panel < last; panel++) write(outputs[i], panel, rows, products.panel(0, panel));
+            for (std::size_t r = 0; r < rows.size(); r++)
+                for (int panel = first; panel < last; panel++)
+                    write(outputs[i], panel, rows[r], products.panel(0, panel) + r * kPanelRows);
         });
         for (int panel = first; panel < last; panel++)
             for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
                 Products products;
                 multiply(program, matrices[0], panel, input, rows, products);
-                write(outputs[i], panel, rows, products.at);
+                for (std::size_t r = 0; r < rows.size(); r++)
+                    write(outputs[i], panel, rows[r], products.at + r * kPanelRows);
             });
     });
 }

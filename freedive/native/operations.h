@@ -169,7 +169,7 @@ struct Experts final : Operation {
     void add_down(const Program& program, const Expert& expert, int panel, std::span<const Choice> choices) const;
     void add_down(Program& program, int thread, const Expert& expert, int first, int last,
                   std::span<const Choice> choices) const;
-    void add_weighed(const Program& program, int panel, std::span<const Choice> choices, const float* products) const;
+    void add_weighed(const Program& program, int panel, const Choice& choice, const float* products) const;
     float* hidden_row(const Program& program, const Choice& choice) const;
 };
 

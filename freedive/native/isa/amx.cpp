@@ -200,6 +200,7 @@ Kernels table(const char* name) {
     kernels.name = name;
     fill_linear<Tiles>(kernels);
     kernels.to_bf16 = to_bf16;
+    kernels.round_query = round_query;
     kernels.load_split[int(CacheFormat::F32)] = load_split<float>;
     kernels.load_split[int(CacheFormat::F16)] = load_split<std::uint16_t>;
     kernels.attend_split = attend_split<Tiles>;

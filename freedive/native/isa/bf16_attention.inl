@@ -1,7 +1,10 @@
 // Attention of prompts on tile registers: scores and weighted sums of values are bfloat16 products with float sums.
 // Included in the namespace of a level.
 
-// Pairs of bfloat16 of two rows of numbers, rounded to nearest.
+// Inputs of a step of 32 are paired as two vectors of 16 lie: 0 with 16, 1 with 17 and so on.
+constexpr int kApart = kStepInputs / 2;
+
+// Pairs of bfloat16, rounded to nearest.
 LANES __m512i round_pairs(F first, F second) {
     const auto rounded = [](F x) __attribute__((always_inline)) {
         return _mm512_castsi512_ps(i_add(_mm512_castps_si512(x), i_set(0x8000)));
@@ -9,17 +12,16 @@ LANES __m512i round_pairs(F first, F second) {
     return cut_pairs(rounded(first), rounded(second));
 }
 
-// Makes the pairs of rows [row, row + 32) of a matrix [rows][stride]: as many tiles as 16 columns go into `columns`. Rows
-// from `rows` on count as zeros. Tiles lie `distance` apart.
+// Right factors of rows [row, row + 32) of a matrix [rows][stride], one for every 16 columns. Rows from `rows` on count
+// as zeros.
 template <class T>
-LANES void pair_rows(const T* from, int row, int rows, int stride, int columns, Factor* out, int distance) {
-    for (int column = 0; column < columns; column += kTileRows, out += distance)
-        for (int i = 0; i < kStepInputs; i += 4) {
-            const auto at = [&](int j) __attribute__((always_inline)) {
-                return row + i + j < rows ? load_cached(from + (row + i + j) * stride + column) : f_set(0.0f);
+LANES void pair_rows(const T* from, int row, int rows, int stride, int columns, Factor* out) {
+    for (int column = 0; column < columns; column += kTileRows, out++)
+        for (int i = 0; i < kApart; i++) {
+            const auto at = [&](int r) __attribute__((always_inline)) {
+                return r < rows ? load_cached(from + r * stride + column) : f_set(0.0f);
             };
-            _mm512_store_si512((*out)[i / 2], round_pairs(at(0), at(2)));
-            _mm512_store_si512((*out)[i / 2 + 1], round_pairs(at(1), at(3)));
+            _mm512_store_si512((*out)[i], round_pairs(at(row + i), at(row + i + kApart)));
         }
 }
 
@@ -34,9 +36,9 @@ void load_split(const AttendTask& task, const SplitFactors& factors) {
     for (int page = factors.begin; page < factors.end; page++) {
         for (int step = 0; step < whole_steps(task.key_dim); step++)
             pair_rows((const T*)task.keys[page], step * kStepInputs, task.key_dim, kPageTokens, kPageTokens,
-                      keys + (step * kSplitPages + page) * kPageTiles, 1);
+                      keys + (step * kSplitPages + page) * kPageTiles);
         pair_rows((const T*)task.values[page], 0, kPageTokens, task.value_stride, task.value_stride,
-                  values + page * columns, 1);
+                  values + page * columns);
     }
 }
 
@@ -64,7 +66,54 @@ LANES void multiply_strips(Tiles& tiles, const std::uint16_t* rows, std::int64_t
     tiles.store(kFloatSums + 3, sums + kTileHeight * stride + kTileRows, bytes);
 }
 
+// 2^x for x <= 0 to about 1e-5 of its size, which is much less than bfloat16 distinguishes.
+LANES F power_of_two(F x) {
+    const F n = f_round(x), f = f_sub(x, n);
+    F p = f_set(0.009618129f);
+    for (const float c : {0.055504109f, 0.240226507f, 0.693147181f, 1.0f}) p = f_fma(p, f, f_set(c));
+    return _mm512_scalef_ps(p, n);
+}
+
+// Weighs `steps` steps of a row's scores by exp(score - max), in bfloat16. Only keys [from, to) are visible; the weights
+// of the others are 0.
+LANES void weigh_row(float* scores, int steps, int from, int to, float cap, AttendPartial& out, std::uint16_t* weights) {
+    const auto visible = [&](int i) __attribute__((always_inline)) {
+        const auto below = [&](int end) { return end <= i ? 0u : end >= i + 16 ? 0xffffu : (1u << (end - i)) - 1; };
+        return __mmask16(below(to) & ~below(from));
+    };
+    const int n = steps * kStepInputs;
+    for (int i = 0; cap != 0 && i < n; i += 16) f_store(scores + i, f_softcap(f_load(scores + i), cap));
+    F top = f_set(kNoScore);
+    for (int i = 0; i < n; i += 16) top = _mm512_mask_max_ps(top, visible(i), top, f_load(scores + i));
+    out.max = f_max_lanes(top);
+    const F unit = f_set(1.44269504088896341f), shift = f_mul(f_set(-out.max), unit);
+    F sum = f_set(0.0f);
+    for (int i = 0; i < n; i += kStepInputs) {
+        const auto weight = [&](int at) __attribute__((always_inline)) {
+            const F w = power_of_two(f_fma(f_load(scores + at), unit, shift));
+            return _mm512_maskz_mov_ps(visible(at), w);
+        };
+        const F first = weight(i), second = weight(i + kApart);
+        sum = f_add(f_add(sum, first), second);
+        _mm512_store_si512(weights + i, round_pairs(first, second));
+    }
+    out.sum = sum_lanes(sum);
+}
+
 static_assert(kMaxAttendRows == 2 * kTileHeight);
+
+static_assert(kPageTokens == kStepInputs);
+
+// Rounds a query for load_split's keys.
+void round_query(const float* x, int n, std::uint16_t* out) {
+    for (int i = 0; i < n; i += kStepInputs) {
+        const auto part = [&](int at) __attribute__((always_inline)) {
+            const int left = n - at;
+            return _mm512_maskz_loadu_ps(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0, x + at);
+        };
+        _mm512_storeu_si512(out + i, round_pairs(part(i), part(i + kApart)));
+    }
+}
 
 template <class Tiles>
 void attend_split(const AttendTask& task, const SplitFactors& factors, AttendPartial* states) {
@@ -82,9 +131,8 @@ void attend_split(const AttendTask& task, const SplitFactors& factors, AttendPar
     AttendPartial next[kMaxAttendRows];
     for (int r = 0; r < task.num_rows; r++) {
         next[r].values = values + r * columns;
-        softmax_row(scores + r * kSplitTokens, pages * kPageTokens, task.first[r] - start, task.last[r] - start,
-                    task.softcap, next[r]);
-        to_bf16(scores + r * kSplitTokens, pages * kPageTokens, weights + r * kSplitTokens);
+        weigh_row(scores + r * kSplitTokens, pages, task.first[r] - start, task.last[r] - start, task.softcap, next[r],
+                  weights + r * kSplitTokens);
     }
     const auto* of_values = (const Factor*)factors.values + begin * (columns / kTileRows);
     for (int column = 0; column < columns; column += kPanelRows)

@@ -164,8 +164,11 @@ __attribute__((noinline)) void unpack_step(const std::uint8_t* panel, int k, int
 using Strip = Factor[kStretchSteps];
 
 LANES void gather_rows(const std::uint16_t* const* x, int rows, int height, int begin, int end, Strip* strips) {
+    constexpr int ahead = 4;
     for (int r = 0; r < rows; r++) {
         auto& strip = strips[r / height];
+        for (int step = begin; r + ahead < rows && step < end; step++)
+            __builtin_prefetch(x[r + ahead] + step * kStepInputs);
         for (int step = begin; step < end; step++)
             _mm512_store_si512(strip[step - begin][r % height], _mm512_loadu_si512(x[r] + step * kStepInputs));
     }

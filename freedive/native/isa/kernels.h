@@ -55,7 +55,7 @@ constexpr int kNumCacheFormats = 3;
 struct AttendTask {
     int num_rows;
     // Times the scale of scores: [rows][kMaxHeadDim]; or against latents [key_dim][16 rows]; or against right factors, as
-    // to_bf16 makes them, [kMaxAttendRows][columns of whole tiles].
+    // round_query makes them, [kMaxAttendRows][columns of whole tiles].
     const void* q;
     int first[kMaxAttendRows], last[kMaxAttendRows];
     int begin;
@@ -130,6 +130,7 @@ struct Kernels {
     void (*attend[kNumCacheFormats])(const AttendTask& task, AttendPartial* states);
     void (*attend_latent[kNumCacheFormats - 1])(const AttendTask& task, AttendPartial* states);  // not of int8
     // The same on tiles, for rows of prompts: factors of a split serve many tasks. Null where the level has no tiles.
+    void (*round_query)(const float* x, int n, std::uint16_t* out);  // pads to a multiple of 32 with zeros
     void (*load_split[kNumCacheFormats - 1])(const AttendTask& task, const SplitFactors& factors);  // not of int8
     void (*attend_split)(const AttendTask& task, const SplitFactors& factors, AttendPartial* states);
     void (*fold)(AttendPartial& into, const AttendPartial& next, int n);  // n is a multiple of 16

@@ -48,6 +48,7 @@ constexpr Kernels table(const char* name) {
                     from_half,
                     {attend<float>, attend<std::uint16_t>, attend_int8},
                     {attend_latent<float>, attend_latent<std::uint16_t>},
+                    nullptr,
                     {},
                     nullptr,
                     fold,
