@@ -57,7 +57,7 @@ class EngineConfig:
         choices=("f16", "int8"),
     )
     max_batch: int = setting(16, "Requests computed together", low=1, high=4096)
-    prefill_chunk: int = setting(512, "Prompt tokens computed in one step", low=2, high=65536)
+    prefill_chunk: int = setting(2048, "Most prompt tokens computed in one step", low=2, high=65536)
     max_queue: int = setting(256, "Requests that may wait in the queue", low=0)
     precision: str = setting(
         "balanced",

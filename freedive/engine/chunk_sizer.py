@@ -7,6 +7,10 @@ MIN_CHUNK = 32
 STALL_S = 0.25
 """Target duration of a step in seconds, because decoding sequences wait for their next token until the step ends."""
 
+ALONE = 6
+"""How many times as long a step may take if no sequence decodes: only new requests wait for it then, and long steps read
+prompts faster."""
+
 PAGED_STALL_S = 10.0
 """The same if experts are read from disk: a step of few prompt tokens reads nearly as many experts as one of many, so
 that small steps would make prompts many times slower."""
@@ -20,10 +24,9 @@ class ChunkSizer:
         self._seconds = seconds
         self._chunk = float(max_chunk)
 
-    @property
-    def chunk(self) -> int:
-        """Maximum number of prompt tokens in the next step."""
-        return int(self._chunk)
+    def chunk(self, decoding: bool) -> int:
+        """Maximum number of prompt tokens in the next step, which sequences wait for that are ``decoding`` or not."""
+        return int(self._chunk) if decoding else min(int(self._chunk * ALONE), self.max_chunk)
 
     def record(self, num_tokens: int, seconds: float) -> None:
         """Adapts the chunk to a step that computed ``num_tokens`` tokens in ``seconds``; ignores small steps."""

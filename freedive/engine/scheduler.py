@@ -77,7 +77,7 @@ class Scheduler:
         restoring = self.prefixes.restore(reading) if self.prefixes else ()
         decoding = [ScheduledSequence(sequence, 1) for sequence in self.running if sequence.num_pending_tokens == 1]
         reading = [each for each in reading if each.num_pending_tokens > 1 and each not in restoring]
-        plan = decoding + self._chunks(reading, self.chunk_sizer.chunk if decoding else self.chunk_sizer.max_chunk)
+        plan = decoding + self._chunks(reading, self.chunk_sizer.chunk(bool(decoding)))
         for scheduled in plan:
             generated = (GENERATED_WEIGHT - 1) * scheduled.completes  # num_tokens already counts 1 for this row
             self.waiting.charge(scheduled.sequence, scheduled.num_tokens + generated)

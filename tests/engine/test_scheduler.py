@@ -207,8 +207,8 @@ def test_prompts_of_users_are_computed_alternately() -> None:
 def test_chunks_shrink_while_answers_are_decoded() -> None:
     pace = ChunkSizer(512, seconds=0.25)
     for _ in range(8):
-        pace.record(pace.chunk, pace.chunk / 400)
-    assert 90 <= pace.chunk <= 110
+        pace.record(chunk := pace.chunk(decoding=True), chunk / 400)
+    assert 90 <= pace.chunk(decoding=True) <= 110
     scheduler = Scheduler(PageTables(100, 4, 2000), 4, pace)
     scheduler.add(request(0, 1500, 5))
     assert [share.num_tokens for share in scheduler.plan()] == [512], "nobody is held up"
@@ -216,16 +216,14 @@ def test_chunks_shrink_while_answers_are_decoded() -> None:
     scheduler.add(request(1, 3, 50))
     take_step(scheduler)
     scheduler.add(request(2, 1500, 5))
-    assert [share.num_tokens for share in scheduler.plan()] == [1, pace.chunk]
+    assert [share.num_tokens for share in scheduler.plan()] == [1, pace.chunk(decoding=True)]
     for _ in range(20):
-        pace.record(pace.chunk, 1e-3)
-    assert pace.chunk == 512
+        pace.record(pace.chunk(decoding=True), 1e-3)
+    assert pace.chunk(decoding=True) == 512
 
 
-def test_whole_prompts_count_as_service_too() -> None:
-    scheduler = Scheduler(PageTables(100, 1, MAX_LENGTH), 1, steady(512))
-    for index in range(60):
-        scheduler.add(request(index, 180, 2, "long"))
-        scheduler.add(request(100 + index, 4, 2, "short"))
-    took_part = [one.user for _ in range(100) for one in take_step(scheduler)]
-    assert took_part.count("short") > 10 * took_part.count("long")
+def test_a_new_request_waits_for_a_bounded_time_if_nobody_decodes() -> None:
+    pace = ChunkSizer(4096, seconds=0.25)
+    for _ in range(8):
+        pace.record(chunk := pace.chunk(decoding=False), chunk / 400)
+    assert 1.2 <= pace.chunk(decoding=False) / 400 <= 1.8
