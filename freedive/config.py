@@ -62,7 +62,7 @@ class EngineConfig:
     precision: str = setting(
         "balanced",
         "Activations in 8 bits, with outliers in higher precision: for early prompt tokens (balanced), for all tokens "
-        "(fast), for none (exact)",
+        "(fast), for none (exact); prompts in bfloat16 where the processor has tiles (AMX), unless exact",
         choices=("balanced", "fast", "exact"),
     )
     prefix_cache: bool = setting(True, "Reuse computed pages of shared prompt prefixes: on or off")

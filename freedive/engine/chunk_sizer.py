@@ -8,8 +8,8 @@ STALL_S = 0.25
 """Target duration of a step in seconds, because decoding sequences wait for their next token until the step ends."""
 
 ALONE = 6
-"""How many times as long a step may take if no sequence decodes: only new requests wait for it then, and long steps read
-prompts faster."""
+"""How many times as long a step may take if no sequence decodes: only new requests wait for it then, and longer steps
+read prompts faster."""
 
 PAGED_STALL_S = 10.0
 """The same if experts are read from disk: a step of few prompt tokens reads nearly as many experts as one of many, so

@@ -242,8 +242,7 @@ void Experts::add_down(Program& program, int thread, const Expert& expert, int f
     const ManyProducts products = multiply_rows(program, thread, {expert.down}, first, last, int(choices.size()),
                                                 [&](int r, bool) { return hidden_row(program, choices[r]); });
     for (std::size_t r = 0; r < choices.size(); r++)
-        for (int p = first; p < last; p++)
-            add_weighed(program, p, choices[r], products.panel(0, p) + r * kPanelRows);
+        for (int p = first; p < last; p++) add_weighed(program, p, choices[r], products.panel(0, p) + r * kPanelRows);
 }
 
 void Experts::add_weighed(const Program& program, int panel, const Choice& choice, const float* products) const {

@@ -134,20 +134,22 @@ void GluLinear::run(Program& program, int thread) const {
             std::copy_n(a + r * kPanelRows, kPanelRows, program.buffers[gate.out].row(rows[r]) + panel * kPanelRows);
     };
     const int width = task_panels(program, in, panels, kTaskPanels / 2);
-    for_panels(program, 1, width, [&](int) { return panels; }, [&](int, int first, int last) {
-        for_blocks(split.in_bf16, kMostRows, [&](std::span<const int> rows) {
-            const ManyProducts products = multiply_rows(program, thread, matrices, first, last, input, rows);
-            for (int panel = first; panel < last; panel++)
-                write(panel, rows, products.panel(0, panel), products.panel(1, panel));
-        });
-        for (int panel = first; panel < last; panel++)
-            for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
-                Products a, b;
-                multiply(program, matrices[0], panel, input, rows, a);
-                multiply(program, matrices[1], panel, input, rows, b);
-                write(panel, rows, a.at, b.at);
+    for_panels(
+        program, 1, width, [&](int) { return panels; },
+        [&](int, int first, int last) {
+            for_blocks(split.in_bf16, kMostRows, [&](std::span<const int> rows) {
+                const ManyProducts products = multiply_rows(program, thread, matrices, first, last, input, rows);
+                for (int panel = first; panel < last; panel++)
+                    write(panel, rows, products.panel(0, panel), products.panel(1, panel));
             });
-    });
+            for (int panel = first; panel < last; panel++)
+                for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
+                    Products a, b;
+                    multiply(program, matrices[0], panel, input, rows, a);
+                    multiply(program, matrices[1], panel, input, rows, b);
+                    write(panel, rows, a.at, b.at);
+                });
+        });
 }
 
 }  // namespace freedive

@@ -248,7 +248,8 @@ struct Attention final : Operation {
         int sequence, head, first, count, split_begin, split_end, partial;
         bool in_bf16;  // rows of a prompt, on a level with tiles
     };
-    // Rows [first, first + count) of a sequence and key-value head, whose splits were taken apart: partials [split][row].
+    // Rows [first, first + count) of a sequence and key-value head, whose splits were taken apart: partials
+    // [split][row].
     struct Merge {
         int sequence, head, first, count, num_splits, partial;
     };

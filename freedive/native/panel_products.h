@@ -8,7 +8,7 @@
 
 namespace freedive {
 
-constexpr int kBlockRows = 48;   // rows that one pass over a panel computes
+constexpr int kBlockRows = 48;            // rows that one pass over a panel computes
 constexpr int kTaskPanels = kMostPanels;  // panels of a task, where rows are in bfloat16 and share their gathering
 
 // The products of one panel with a block of rows: [rows, 32].
@@ -31,7 +31,8 @@ struct ManyProducts {
 using RowPointers = std::array<const void*, kMostRows>;
 
 // Multiplies panels [first, last) of `matrices`, together at most kTaskPanels, by up to kMostRows rows of a prompt: in
-// bfloat16, or as floats if the format of a matrix is not multiplied so. `row(r, packed)` is row r for one or the other.
+// bfloat16, or as floats if the format of a matrix is not multiplied so. `row(r, packed)` is row r for one or the
+// other.
 template <std::size_t N, class Row>
 ManyProducts multiply_rows(Program& program, int thread, const Matrix (&matrices)[N], int first, int last, int count,
                            Row&& row) {

@@ -22,6 +22,7 @@ from freedive.engine.sampling import Sampling
 from freedive.model import spec
 from freedive.model.batch import PAGE_TOKENS
 from freedive.model.params import params
+from freedive.native import _native
 from freedive.ops.native import NativeRunner
 from freedive.ops.paging import Paging
 
@@ -145,19 +146,27 @@ def test_hits_of_concurrent_requests_change_no_bit(case: tuple[str, str, str]) -
         assert engine.stats().num_cached > 0
 
 
-def test_boundaries_are_where_the_bits_change() -> None:
+@pytest.mark.parametrize("isa", [level for level in _native.isa_levels() if level != "scalar"])
+def test_boundaries_are_where_the_bits_change(isa: str) -> None:
     """Without declared boundaries the cache depends on the tokens alone; with one it does not."""
+    has_tiles = isa.startswith("amx")
     for case, boundaries in (
         (("qwen3", "f16", "exact"), ()),
-        (("qwen3", "f16", "fast"), ()),
-        (("qwen3", "f16", "balanced"), (-PAGE_TOKENS,)),
+        (("qwen3", "f16", "fast"), (0,) if has_tiles else ()),
+        (("qwen3", "f16", "balanced"), (0,) if has_tiles else (-PAGE_TOKENS,)),
         (("deepseek_v3", "f16", "exact"), (0,)),
-        (("deepseek_v3", "f16", "balanced"), (-32, 0)),
+        (("deepseek_v3", "f16", "balanced"), (0,) if has_tiles else (-32, 0)),
     ):
         pages = []
         for given in (64, 200):
             runner = NativeRunner(
-                *model(case[0]), num_threads=1, max_rows=300, num_pages=7, cache_format=case[1], precision=case[2]
+                *model(case[0]),
+                num_threads=1,
+                max_rows=300,
+                num_pages=7,
+                cache_format=case[1],
+                precision=case[2],
+                isa=isa,
             )
             assert runner.boundaries == boundaries
             take_steps(runner, [TEXT[:192]], [[(0, 192)]], [list(range(6))], [given])

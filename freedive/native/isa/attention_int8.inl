@@ -86,7 +86,8 @@ void attend_int8_rows(const AttendTask& task, int row, AttendPartial* states) {
     alignas(64) float scores[R * kSplitTokens], sums[R * kMaxHeadDim];
     QuantisedGroup codes[R * kMaxHeadGroups], weights[R * kSplitPages];
     AttendPartial next[R];
-    for (int r = 0; r < R; r++) quantise_query((const float*)task.q + (row + r) * kMaxHeadDim, groups, codes + r * kMaxHeadGroups);
+    for (int r = 0; r < R; r++)
+        quantise_query((const float*)task.q + (row + r) * kMaxHeadDim, groups, codes + r * kMaxHeadGroups);
     for (int p = 0; p < num_pages; p++)
         score_codes<R>(codes, groups, keys[p], keys[p + 1 < num_pages ? p + 1 : p], values[p],
                        scores + p * kPageTokens);

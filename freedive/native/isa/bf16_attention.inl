@@ -42,8 +42,8 @@ void load_split(const AttendTask& task, const SplitFactors& factors) {
     }
 }
 
-// sums[32 rows][stride], two tiles of columns at `column`: the products of `steps` steps of two strips of rows, which are
-// `row_bytes` apart, and of right factors that are `distance` apart from step to step.
+// sums[32 rows][stride], two tiles of columns at `column`: the products of `steps` steps of two strips of rows, which
+// are `row_bytes` apart, and of right factors that are `distance` apart from step to step.
 template <class Tiles>
 LANES void multiply_strips(Tiles& tiles, const std::uint16_t* rows, std::int64_t row_bytes, const Factor* factors,
                            int distance, int steps, float* sums, int stride) {
@@ -74,30 +74,45 @@ LANES F power_of_two(F x) {
     return _mm512_scalef_ps(p, n);
 }
 
-// Weighs `steps` steps of a row's scores by exp(score - max), in bfloat16. Only keys [from, to) are visible; the weights
-// of the others are 0.
-LANES void weigh_row(float* scores, int steps, int from, int to, float cap, AttendPartial& out, std::uint16_t* weights) {
-    const auto visible = [&](int i) __attribute__((always_inline)) {
-        const auto below = [&](int end) { return end <= i ? 0u : end >= i + 16 ? 0xffffu : (1u << (end - i)) - 1; };
-        return __mmask16(below(to) & ~below(from));
-    };
+// Which of keys [i, i + 16) are in [from, to).
+LANES __mmask16 visible(int i, int from, int to) {
+    const auto below = [i](int end) { return end <= i ? 0u : end >= i + 16 ? 0xffffu : (1u << (end - i)) - 1; };
+    return __mmask16(below(to) & ~below(from));
+}
+
+// Weighs `steps` steps of a row's scores by exp(score - max), in bfloat16. Only keys [from, to) are visible; the
+// weights of the others are 0. Where all are visible, there is nothing to mask.
+template <bool Masks>
+LANES void weigh_visible(const float* scores, int steps, int from, int to, AttendPartial& out, std::uint16_t* weights) {
     const int n = steps * kStepInputs;
-    for (int i = 0; cap != 0 && i < n; i += 16) f_store(scores + i, f_softcap(f_load(scores + i), cap));
     F top = f_set(kNoScore);
-    for (int i = 0; i < n; i += 16) top = _mm512_mask_max_ps(top, visible(i), top, f_load(scores + i));
+    for (int i = 0; i < n; i += 16) {
+        const F score = f_load(scores + i);
+        top = Masks ? _mm512_mask_max_ps(top, visible(i, from, to), top, score) : f_max(top, score);
+    }
     out.max = f_max_lanes(top);
     const F unit = f_set(1.44269504088896341f), shift = f_mul(f_set(-out.max), unit);
     F sum = f_set(0.0f);
     for (int i = 0; i < n; i += kStepInputs) {
         const auto weight = [&](int at) __attribute__((always_inline)) {
             const F w = power_of_two(f_fma(f_load(scores + at), unit, shift));
-            return _mm512_maskz_mov_ps(visible(at), w);
+            return Masks ? _mm512_maskz_mov_ps(visible(at, from, to), w) : w;
         };
         const F first = weight(i), second = weight(i + kApart);
         sum = f_add(f_add(sum, first), second);
         _mm512_store_si512(weights + i, round_pairs(first, second));
     }
     out.sum = sum_lanes(sum);
+}
+
+LANES void weigh_row(float* scores, int steps, int from, int to, float cap, AttendPartial& out,
+                     std::uint16_t* weights) {
+    for (int i = 0; cap != 0 && i < steps * kStepInputs; i += 16)
+        f_store(scores + i, f_softcap(f_load(scores + i), cap));
+    if (from <= 0 && to >= steps * kStepInputs)
+        weigh_visible<false>(scores, steps, from, to, out, weights);
+    else
+        weigh_visible<true>(scores, steps, from, to, out, weights);
 }
 
 static_assert(kMaxAttendRows == 2 * kTileHeight);

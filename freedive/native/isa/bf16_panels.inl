@@ -1,8 +1,9 @@
 // Products of panels and many rows in bfloat16 with float sums, on tile registers: the rows of prompts. Included in the
 // namespace of a level, after groups.inl; the class of tile registers is a template parameter.
 //
-// A stretch of a panel, 16 kB that stay in the L1 cache, is unpacked once, as right factors: for every step of 32 inputs and each of the panel's two tiles
-// [pair of inputs][output][2]. Rows are gathered as left factors: for every strip of up to 16 rows, each step [row][32].
+// A stretch of a panel, 16 kB that stay in the L1 cache, is unpacked once, as right factors: for every step of 32
+// inputs and each of the panel's two tiles [pair of inputs][output][2]. Rows are gathered as left factors: for every
+// strip of up to 16 rows, each step [row][32].
 
 constexpr int kStepInputs = 32, kPairs = kStepInputs / 2;
 using Factor = std::uint16_t[kTileHeight][kStepInputs];
@@ -12,9 +13,9 @@ static_assert(sizeof(Factor) == kTileHeight * kTileBytes && kStepInputs == kGrou
 alignas(64) constexpr std::uint16_t kPairOrder[] = {0,  2,  1,  3,  4,  6,  5,  7,  8,  10, 9,  11, 12, 14, 13, 15,
                                                     16, 18, 17, 19, 20, 22, 21, 23, 24, 26, 25, 27, 28, 30, 29, 31};
 
-// Weights are cut to bfloat16, which is cheaper than rounding, and makes a float with mantissa m smaller by up to 2^-7 / m
-// of its size, half of that in the mean. This factor makes up for the mean in least squares, for m uniform in [1, 2).
-// The variance that is left is 1.1 times that of rounding to nearest.
+// Weights are cut to bfloat16, which is cheaper than rounding, and makes a float with mantissa m smaller by up to 2^-7
+// / m of its size, half of that in the mean. This factor makes up for the mean in least squares, for m uniform in [1,
+// 2). The variance that is left is 1.1 times that of rounding to nearest.
 constexpr float kCutOff = 1 + 0.643f / 256;
 
 // Pairs of bfloat16: the upper halves of `first` and `second`.
@@ -60,8 +61,8 @@ LANES void code_words(const std::uint8_t* tile, int base, __m512i (&words)[2]) {
 }
 
 // Unpacks quads of codes of up to 7 bits. The word 0x4300 | code is 128 + code as a bfloat16, so both codes of a word
-// pair become floats without a conversion. The second one keeps the first one's word as lower bits of its mantissa, less
-// than 2^-8 of a code's unit but for their constant part.
+// pair become floats without a conversion. The second one keeps the first one's word as lower bits of its mantissa,
+// less than 2^-8 of a code's unit but for their constant part.
 template <class T>
 struct NarrowCodes {
     static constexpr int base = 0x4300;
@@ -101,10 +102,10 @@ struct WideCodes {
         const auto weight = [&](I code) __attribute__((always_inline)) {
             return f_fma(f_from_int(code), scale[half], offset[half]);
         };
-        _mm512_store_si512(out[0], cut_pairs(weight(i_and(codes, byte)),
-                                             weight(i_and(_mm512_srli_epi32(codes, 16), byte))));
-        _mm512_store_si512(out[1], cut_pairs(weight(i_and(_mm512_srli_epi32(codes, 8), byte)),
-                                             weight(_mm512_srli_epi32(codes, 24))));
+        _mm512_store_si512(out[0],
+                           cut_pairs(weight(i_and(codes, byte)), weight(i_and(_mm512_srli_epi32(codes, 16), byte))));
+        _mm512_store_si512(
+            out[1], cut_pairs(weight(i_and(_mm512_srli_epi32(codes, 8), byte)), weight(_mm512_srli_epi32(codes, 24))));
     }
 };
 

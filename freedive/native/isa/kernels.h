@@ -34,7 +34,9 @@ struct ManyRows {
     int num_rows;
     void* scratch;  // scratch_bytes, aligned to 64
     float* out;
-    std::size_t panel_stride() const { return std::size_t(num_rows + kTileRows - 1) / kTileRows * kTileRows * kPanelRows; }
+    std::size_t panel_stride() const {
+        return std::size_t(num_rows + kTileRows - 1) / kTileRows * kTileRows * kPanelRows;
+    }
 };
 
 // Query rows of one key-value head, in order of position, against one split of keys, the first of which is at position
@@ -54,8 +56,8 @@ struct CachedCodes : QuantisedTraits<8, 128, Scales::Bf16> {};
 constexpr int kNumCacheFormats = 3;
 struct AttendTask {
     int num_rows;
-    // Times the scale of scores: [rows][kMaxHeadDim]; or against latents [key_dim][16 rows]; or against right factors, as
-    // round_query makes them, [kMaxAttendRows][columns of whole tiles].
+    // Times the scale of scores: [rows][kMaxHeadDim]; or against latents [key_dim][16 rows]; or against right factors,
+    // as round_query makes them, [kMaxAttendRows][columns of whole tiles].
     const void* q;
     int first[kMaxAttendRows], last[kMaxAttendRows];
     int begin;
@@ -69,8 +71,8 @@ struct AttendPartial {
     float max, sum;
     float* values;  // [value_dim]
 };
-// The keys and values of pages [begin, end) of a split in bfloat16, as right factors of products on tiles: keys [step of 32
-// dimensions][page][2 tiles of tokens], values [page][tile of columns]; a tile is [16 pairs][16][2].
+// The keys and values of pages [begin, end) of a split in bfloat16, as right factors of products on tiles: keys [step
+// of 32 dimensions][page][2 tiles of tokens], values [page][tile of columns]; a tile is [16 pairs][16][2].
 struct SplitFactors {
     static constexpr std::size_t bytes = std::size_t(2) * kSplitTokens * kMaxHeadDim * 2;
     int begin, end;
