@@ -81,8 +81,8 @@ int Attention::first_key(int position) const {
     return chunk ? position - position % chunk : 0;
 }
 
-bool Attention::uses_bf16(const Program& program) const {
-    return program.has_bf16_prompts() && program.cache.format() != CacheFormat::Int8;
+bool Attention::uses_bf16(const Program& program, const Sequence& sequence) const {
+    return program.is_in_bf16(sequence) && program.cache.format() != CacheFormat::Int8;
 }
 
 void Attention::prepare(Program& program) {
@@ -91,7 +91,8 @@ void Attention::prepare(Program& program) {
     int num_partials = 0;
     for (int s = 0; s < int(program.step.sequences.size()); s++) {
         const Sequence& sequence = program.step.sequences[s];
-        const int given = uses_bf16(program) ? std::clamp(sequence.prompt - sequence.start, 0, sequence.length) : 0;
+        const int given =
+            uses_bf16(program, sequence) ? std::clamp(sequence.prompt - sequence.start, 0, sequence.length) : 0;
         const int bf16_rows = given * group(), other_rows = (sequence.length - given) * group();
         for (int head = 0; head < num_kv_heads; head++) {
             add_tiles(program, {s, head, 0, bf16_rows, 0, 0, 0, true}, kMaxPromptRows, num_partials);

@@ -163,7 +163,7 @@ void LatentAttention::expand(Program& program, int thread, const Sequence& s, in
     const auto put_value = [&](int t, int column, int n, const float* x) {
         std::copy_n(x, n, values + std::size_t(t) * value_stride + column);
     };
-    if (program.has_bf16_prompts()) {
+    if (program.is_in_bf16(s)) {
         const void* rows[kSplitTokens];  // in the place of the floats
         for (int t = 0; t < count; t++) {
             float* row = latents + std::size_t(t) * width;
@@ -204,11 +204,11 @@ void LatentAttention::attend_expanded(Program& program, int thread, const Expand
         const int end = std::min(begin + kSplitTokens, last);
         expand(program, thread, s, head, begin, end, latents, keys, values);
         const SplitFactors factors = scratch.split_factors(0, (end - begin + kPageTokens - 1) / kPageTokens);
-        if (program.has_bf16_prompts()) program.kernels.load_split[int(CacheFormat::F32)](rows, factors);
+        if (program.is_in_bf16(s)) program.kernels.load_split[int(CacheFormat::F32)](rows, factors);
         for (int first = std::max(0, begin - s.start); first < task.count; first += kMaxAttendRows) {
             rows.num_rows = std::min(kMaxAttendRows, task.count - first);
             take_queries(program, s, head, first, values + sizes[2], rows);
-            if (program.has_bf16_prompts())
+            if (program.is_in_bf16(s))
                 program.kernels.attend_split(rows, factors, states + first);
             else
                 program.kernels.attend[int(CacheFormat::F32)](rows, states + first);
@@ -226,7 +226,7 @@ void LatentAttention::take_queries(Program& program, const Sequence& s, int head
         const float* from = program.buffers[q].row(s.row + first + r) + head * head_dim();
         alignas(64) float query[kMaxHeadDim];
         for (int i = 0; i < head_dim(); i++) query[i] = from[i] * scale;
-        write_query(program, program.has_bf16_prompts(), query, head_dim(), r, to);
+        write_query(program, program.is_in_bf16(s), query, head_dim(), r, to);
         task.first[r] = 0;
         task.last[r] = s.start + first + r + 1;
     }

@@ -253,7 +253,7 @@ struct Attention final : Operation {
     struct Merge {
         int sequence, head, first, count, num_splits, partial;
     };
-    bool uses_bf16(const Program& program) const;
+    bool uses_bf16(const Program& program, const Sequence& sequence) const;
     void add_tiles(const Program& program, const Tile& rows, int most, int& num_partials);
     int group() const { return num_heads / num_kv_heads; }
     int first_key(int position) const;

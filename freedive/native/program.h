@@ -154,8 +154,9 @@ class Program {
     bool has_bf16_prompts() const { return bf16_prompts && kernels.to_bf16; }
     // Weights in floats, such as routers', are kept exact.
     bool multiplies_in_bf16(Format format) const { return has_bf16_prompts() && format != Format::F32; }
+    bool is_in_bf16(const Sequence& sequence) const { return has_bf16_prompts() && sequence.prompt > kShortPrompt; }
     bool is_bf16(Rows rows, int row) const {
-        return rows == Rows::Tokens && has_bf16_prompts() && !step.is_generated(row);
+        return rows == Rows::Tokens && is_in_bf16(step.sequences[step.sequence_of[row]]) && !step.is_generated(row);
     }
     RowSplit split(int buffer) const {
         const bool tokens = buffers[buffer].rows == Rows::Tokens;

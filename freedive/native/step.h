@@ -12,6 +12,8 @@ namespace freedive {
 enum class Rows : int { Tokens, Wanted };
 
 constexpr int kLatePromptTokens = 32;  // the last tokens of a prompt, on which the answer depends most
+// Prompts of at most so many tokens are read as generated tokens are: for few rows bfloat16 is not faster.
+constexpr int kShortPrompt = 16;
 
 // A snapshot of a state, to be written to `slot` when the state reaches `position`.
 struct Save {
