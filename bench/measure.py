@@ -115,6 +115,9 @@ def compete(
     return Found(about, units, values, settings, unique)
 
 
+SETTLE_S = 0.5
+"""Pause before a measurement: threads of OpenMP, which some peers use, spin for 0.2 s after their engine's work."""
+
 Able = Mapping[str, Contestant]
 Values = dict[str, list[float]]
 
@@ -142,6 +145,7 @@ def _speeds(
         for work in works:
             prompts = work.prompts(vocab_size, source)
             for name in in_turns(list(able), round):
+                time.sleep(SETTLE_S)
                 if took := able[name].call(work.name, "generate", prompts=prompts, num_tokens=work.gen):
                     values[work.name][name].append(work.speed(*took))
         if 2 * time.monotonic() - began > deadline:
