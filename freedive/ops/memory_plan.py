@@ -38,8 +38,8 @@ Measured 2026-11-30 with Python 3.11 on Linux: libraries take 40 MiB. Beyond wei
 30 MiB of anonymous memory with 4,096 tokens, and with a grammar 110 MiB with 64,001 tokens and 250 MiB with 152,001
 tokens: for each token its text, its merges, its bytes and the grammar compiler's copy."""
 
-CHUNKS = (4096, 2048, 1024)
-"""Numbers of prompt tokens in a step if experts are read from disk."""
+LEAST_CHUNK, CHUNKS = 512, (4096, 2048, 1024)
+"""Prompt tokens in a step where memory is short, and more if experts are read from disk and the memory allows it."""
 
 CHUNK_SHARE = 0.1
 """The share of free memory that activations of larger steps may take."""
@@ -98,17 +98,20 @@ def plan_memory(
 
     If all weights fit into the budget (by default :func:`default_budget`), experts are resident, and the cache takes up
     to :data:`CACHE_SHARE` of the memory. If not, it takes up to this share of what dense weights leave, and slots take
-    the rest. Without ``config.memory``, a model that cannot be paged either is planned to be resident. Raises UserError
-    if the budget of ``config.memory`` is too small.
+    the rest. Where memory is short, a step has fewer prompt tokens than ``config`` allows. Without ``config.memory``, a
+    model that cannot be paged either is planned to be resident. Raises UserError if the budget of ``config.memory`` is
+    too small.
     """
     given = config.memory_bytes
     budget = default_budget(available) if given is None else given
     needs = _Needs(model, stored, config, num_threads)
+    short = replace(needs, config=replace(config, prefill_chunk=min(config.prefill_chunk, LEAST_CHUNK)))
     experts, most = needs.sizes.experts, int(CACHE_SHARE * min(available, given or available))
-    room = budget - needs.fixed - experts
-    if room >= needs.least:
-        return needs.plan(budget, min(most, room - needs.states(room)), experts, experts)
-    paged = replace(needs, model=replace(model, mtp=None))
+    for each in (needs, short):
+        room = budget - each.fixed - experts
+        if room >= each.least:
+            return each.plan(budget, min(most, room - each.states(room)), experts, experts)
+    paged = replace(short, model=replace(model, mtp=None))
     least_slots = least_slot_bytes(paged.sizes)
     paged = _with_larger_chunks(paged, budget, least_slots)
     room = budget - paged.fixed

@@ -84,6 +84,15 @@ def test_slots_of_a_paged_model_get_what_the_others_leave(memory: str) -> None:
     assert made.slots >= (1 - CACHE_SHARE) * left
 
 
+def test_steps_have_fewer_prompt_tokens_where_memory_is_short() -> None:
+    short, ample = plan("2300MiB"), plan("2400MiB")
+    assert not short.paged
+    assert not ample.paged
+    assert (short.prefill_chunk, ample.prefill_chunk) == (512, 2048)
+    assert plan("2300MiB", prefill_chunk=100).prefill_chunk == 100
+    assert [plan(memory).prefill_chunk for memory in ("300MiB", "400MiB", "700MiB")] == [512, 1024, 2048]
+
+
 def test_a_paged_models_cache_is_as_large_as_one_context_needs() -> None:
     assert plan("2GiB").cache == 8192 * 2 * 8 * 4 * (64 + 64)
     assert plan("2GiB", max_context=4096).cache == plan("2GiB").cache // 2
