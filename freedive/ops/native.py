@@ -124,9 +124,8 @@ class NativeRunner:
             raise UserError(what, "Lower cache_tokens or max_context")
         program = self._program
         program.early_outlier_threshold, program.late_outlier_threshold = OUTLIER_THRESHOLDS[precision]
-        program.bf16_prompts = precision != "exact"
+        program.bf16_prompts, program.cache_preference = precision != "exact", prefer_cached_experts
         self.boundaries = self._boundaries(model, precision)
-        program.cache_preference = prefer_cached_experts
         program.allocate(max_rows, num_pages, num_slots, max_sequences)
         self._in_memory = [
             weight.data for weight in weights.values() if not (paging and isinstance(weight, PackedExperts))
