@@ -129,7 +129,9 @@ void Attention::add_tiles(const Program& program, const Tile& rows, int most, in
 void Attention::run(Program& program, int thread) const {
     ThreadScratch& scratch = program.scratch[thread];
     const int tokens = program.num_rows(q);
-    const bool each_alone = tokens == int(program.step.sequences.size()) && int(tiles_.size()) == tokens * num_kv_heads;
+    const bool each_alone =
+        int(tiles_.size()) == tokens * num_kv_heads &&
+        std::ranges::all_of(program.step.sequences, [](const Sequence& s) { return s.length == 1; });
     if (!each_alone)
         program.team.for_each(tokens * num_kv_heads, std::max(1, tokens / 8),
                               [&](int i) { store(program, i / num_kv_heads, i % num_kv_heads); });

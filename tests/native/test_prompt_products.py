@@ -50,6 +50,29 @@ def test_more_rows_than_a_task_takes_are_multiplied_too(level: str) -> None:
     np.testing.assert_array_equal(multiply(level, packed, x)[1020:], multiply(level, packed, x[1020:]))
 
 
+@pytest.mark.parametrize("level", TILES)
+@pytest.mark.parametrize("kind", KERNELS.values())
+def test_products_of_prompts_are_near_whatever_their_magnitude(kind: str, level: str) -> None:
+    k = widths(kind)[-1]
+    for size, factor in ((1e-7, 1), (1e-7, 1e5), (6e4, 1e-10), (6e4, 1e20)):
+        tensor, x = random_tensor(kind, 32, k, scale=size, seed=6), activations(4, k) * np.float32(factor)
+        got, expected = multiply(level, pack(tensor), x), product(tensor, x)
+        assert ((got - expected) ** 2).sum() <= MAX_NMSE * (expected**2).sum()
+
+
+@pytest.mark.parametrize("level", TILES)
+@pytest.mark.parametrize("kind", KERNELS.values())
+def test_rows_that_are_not_finite_change_no_row_beside_them(kind: str, level: str) -> None:
+    k = widths(kind)[-1]
+    packed, x = pack(random_tensor(kind, 40, k, seed=7)), activations(37, k)
+    expected = multiply(level, packed, x)
+    bad = [0, 17, 36]
+    x[bad, k // 2] = np.inf, np.nan, np.finfo(np.float32).max
+    got = multiply(level, packed, x)
+    np.testing.assert_array_equal(np.delete(got, bad, 0), np.delete(expected, bad, 0))
+    assert not np.isfinite(got[bad[:2], :40]).any()
+
+
 @pytest.mark.skipif(len(TILES) < 2, reason="this machine has no tiles")
 @pytest.mark.parametrize("kind", KERNELS.values())
 def test_tiles_give_the_bits_of_their_software_model(kind: str) -> None:
