@@ -56,8 +56,8 @@ void for_panels(Program& program, int num_weights, int width, Count&& count, Wor
 }
 
 // The panels of a task: few enough to keep all threads busy, and at most `most` if rows are in bfloat16.
-int task_panels(const Program& program, int in, int num_panels, int most) {
-    if (program.split(in).in_bf16.empty()) return 1;
+int task_panels(const Program& program, const RowSplit& split, int num_panels, int most) {
+    if (split.in_bf16.empty()) return 1;
     return std::clamp(num_panels / (program.team.size() * 4), 1, most);
 }
 
@@ -97,12 +97,14 @@ void Linear::run(Program& program, int thread) const {
         formats.add(program, program.weights[outputs[i].weight].format);
         panels += panels_of(i);
     }
+    const bool exact = std::ranges::any_of(outputs, [&](const Output& o) { return program.buffers[o.out].exact; });
+    if (exact) formats.in_bf16 = false;
     const Input input = ready(program, thread, in, norm, formats);
-    const RowSplit split = program.split(in);
+    const RowSplit split = program.split(in, exact);
     const auto write = [&](const Output& o, int panel, int row, const float* products) {
         epilogue.write(program, products, program.buffers[o.out], row, panel * kPanelRows, kPanelRows);
     };
-    const int width = task_panels(program, in, panels, kTaskPanels);
+    const int width = task_panels(program, split, panels, kTaskPanels);
     for_panels(program, int(outputs.size()), width, panels_of, [&](int i, int first, int last) {
         const Matrix matrices[] = {matrix_of(program, outputs[i])};
         for_blocks(split.in_bf16, kMostRows, [&](std::span<const int> rows) {
@@ -133,7 +135,7 @@ void GluLinear::run(Program& program, int thread) const {
         for (std::size_t r = 0; r < rows.size(); r++)
             std::copy_n(a + r * kPanelRows, kPanelRows, program.buffers[gate.out].row(rows[r]) + panel * kPanelRows);
     };
-    const int width = task_panels(program, in, panels, kTaskPanels / 2);
+    const int width = task_panels(program, split, panels, kTaskPanels / 2);
     for_panels(
         program, 1, width, [&](int) { return panels; },
         [&](int, int first, int last) {

@@ -25,6 +25,7 @@ struct Buffer {
     int width, stride;
     Rows rows;
     Memory memory;
+    bool exact = false;  // products that are written to it are not computed in bfloat16, such as routers' logits
     float* row(int r) const { return memory.as<float>() + std::size_t(r) * stride; }
 };
 
@@ -146,21 +147,22 @@ class Program {
     int num_rows(int buffer) const { return step.num_rows(buffers[buffer].rows); }
     // The threshold of quantise() for a row: groups above it keep 16 bits; 0 means that all groups do.
     float outlier_threshold(Rows rows, int row) const {
+        if (is_bf16(rows, row)) return 0;  // what of it is not in bfloat16 is exact
         return rows == Rows::Tokens && step.is_early(row) ? early_outlier_threshold : late_outlier_threshold;
     }
 
     // On levels with tiles the rows of prompts are multiplied in bfloat16, unless all rows are to be exact. It follows
     // from a row's position in its request alone.
     bool has_bf16_prompts() const { return bf16_prompts && kernels.to_bf16; }
-    // Weights in floats, such as routers', are kept exact.
+    // Weights in floats are kept exact.
     bool multiplies_in_bf16(Format format) const { return has_bf16_prompts() && format != Format::F32; }
     bool is_in_bf16(const Sequence& sequence) const { return has_bf16_prompts() && sequence.prompt > kShortPrompt; }
     bool is_bf16(Rows rows, int row) const {
         return rows == Rows::Tokens && is_in_bf16(step.sequences[step.sequence_of[row]]) && !step.is_generated(row);
     }
-    RowSplit split(int buffer) const {
-        const bool tokens = buffers[buffer].rows == Rows::Tokens;
-        return tokens ? RowSplit{in_bf16_, others_} : RowSplit{{}, {every_row_.data(), step.wanted.size()}};
+    RowSplit split(int buffer, bool exact = false) const {
+        const bool splits = buffers[buffer].rows == Rows::Tokens && !exact;
+        return splits ? RowSplit{in_bf16_, others_} : RowSplit{{}, {every_row_.data(), std::size_t(num_rows(buffer))}};
     }
 
     const Kernels& kernels;

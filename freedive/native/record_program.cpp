@@ -233,9 +233,13 @@ void Experts::attach(Program& program) {
     check_optional_vector(program, router.choice_bias, router.num_experts);
     check_optional_vector(program, router.expert_scale, router.num_experts);
     program.require_buffer(logits, router.num_experts);
+    program.buffers[logits].exact = true;
     check(program, norm, in_width);
     check(program, epilogue, out_width);
-    if (shared_gate != kNone) program.require_buffer(shared_gate, 1);
+    if (shared_gate != kNone) {
+        program.require_buffer(shared_gate, 1);
+        program.buffers[shared_gate].exact = true;
+    }
     routed = {matrix_in_record(stride, records.gate), matrix_in_record(stride, records.up),
               matrix_in_record(stride, records.down), records.glu};
     check(routed, in_width, out_width);

@@ -10,6 +10,7 @@ import pytest
 from tiny_models import Floats, Schedule, float_tensor, prompt, take_steps, tiny, to_batch
 from weights import only, quantize
 
+from freedive.checkpoint.dequantize import dequantize
 from freedive.checkpoint.weight_store import WeightStore, pack_model
 from freedive.model.params import params
 from freedive.native import _native
@@ -101,3 +102,22 @@ def test_a_sequence_without_rows_changes_no_bit(request_: int, begin: int, level
         return logits
 
     np.testing.assert_array_equal(steps([(2, 0)]), steps([]))
+
+
+@pytest.mark.parametrize("level", TILES)
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe"])
+def test_routers_in_bfloat16_choose_as_exactly_as_those_in_floats(name: str, level: str) -> None:
+    model = tiny(name)
+    routes = [key for key, param in params(model.spec).items() if param.role == "router"]
+    halves = {key: quantize(key, model.weights[key], "BF16") for key in routes}
+    floats = {key: float_tensor(key, dequantize(tensor)) for key, tensor in halves.items()}
+    others = {key: float_tensor(key, weight) for key, weight in model.weights.items() if key not in halves}
+    got = []
+    for routers in (halves, floats):
+        weights = pack_model(others | routers)
+        runner = NativeRunner(
+            model.spec, weights, num_threads=1, max_rows=300, num_pages=10, precision="balanced", isa=level
+        )
+        got.append(take_steps(runner, [PROMPTS[5]], [[(0, 300)]], [list(range(10))], [300])[0])
+    assert routes
+    np.testing.assert_array_equal(*got)
