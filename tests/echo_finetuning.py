@@ -54,6 +54,7 @@ class EchoFinetuning:
             if step == 3:
                 while not self.go.wait(0.005):
                     progress.check()
+                progress.check()  # `go` may come right after the end of the run
                 if self.fails:
                     raise UserError(self.fails, "Choose a smaller model")
             progress.advance(1)
