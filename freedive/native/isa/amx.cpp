@@ -1,6 +1,6 @@
-// The amx level: the avx512 level, with tile registers for linear layers with many activation rows and for bfloat16
-// products in training. Integer sums are exact and the float code is the same, so linear layers give the same bits as
-// on avx512.
+// The amx level: the avx512 level, with tile registers for three things: rows of prompts in bfloat16; linear layers with
+// many other activation rows, whose integer sums are exact and whose float code is the same, so that they give the bits
+// of avx512; and bfloat16 products in training.
 #include <algorithm>
 #include <cstddef>
 #include <utility>
