@@ -1,6 +1,6 @@
-// The amx level: the avx512 level, with tile registers for three things: rows of prompts in bfloat16; linear layers with
-// many other activation rows, whose integer sums are exact and whose float code is the same, so that they give the bits
-// of avx512; and bfloat16 products in training.
+// The amx level: the avx512 level, with tile registers for three things: rows of prompts in bfloat16; linear layers
+// with many other activation rows, whose integer sums are exact and whose float code is the same, so that they give the
+// bits of avx512; and bfloat16 products in training.
 #include <algorithm>
 #include <cstddef>
 #include <utility>
