@@ -28,12 +28,12 @@ def widths(kind: str) -> tuple[int, ...]:
     return (block, 3 * block, 9 * block) if block < 256 else (256, 512, 768)
 
 
-def multiply(level: str, w: PackedTensor, x: Floats) -> Floats:
-    """Returns products [M, rows rounded up to whole panels] of activations ``x`` [M, k]."""
+def multiply(level: str, w: PackedTensor, x: Floats, *, in_bf16: bool = False) -> Floats:
+    """Returns products [M, rows rounded up to whole panels] of activations ``x`` [M, k]; ``in_bf16`` as of prompts."""
     rows, k = w.shape
     panels = -(-rows // PANEL)
     out = np.full(panels * len(x) * PANEL, np.nan, np.float32)
-    _native.multiply(level, FORMATS[w.format], rows, k, w.data, np.ascontiguousarray(x), out)
+    _native.multiply(level, FORMATS[w.format], rows, k, w.data, np.ascontiguousarray(x), out, in_bf16)
     return out.reshape(panels, len(x), PANEL).swapaxes(0, 1).reshape(len(x), -1)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+import test_kernels
 from test_kernels import activations, product, widths
-from weights import KERNELS, Floats, random_tensor
+from weights import KERNELS, random_tensor
 
-from freedive.checkpoint.packed import FORMATS, PackedTensor, pack
+from freedive.checkpoint.packed import pack
 from freedive.native import _native
 
 PANEL = 32
@@ -17,13 +20,7 @@ MAX_NMSE = 2e-5
 TILES = [level for level in _native.isa_levels() if level.startswith("amx")]
 
 
-def multiply(level: str, w: PackedTensor, x: Floats) -> Floats:
-    """Returns products [M, rows rounded up to whole panels] of activations ``x`` [M, k]."""
-    rows, k = w.shape
-    panels = -(-rows // PANEL)
-    out = np.full(panels * len(x) * PANEL, np.nan, np.float32)
-    _native.multiply(level, FORMATS[w.format], rows, k, w.data, np.ascontiguousarray(x), out, in_bf16=True)
-    return out.reshape(panels, len(x), PANEL).swapaxes(0, 1).reshape(len(x), -1)
+multiply = partial(test_kernels.multiply, in_bf16=True)
 
 
 @pytest.mark.parametrize("level", TILES)
