@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 from patience import PATIENCE_S
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import SessionNotCreatedException, StaleElementReferenceException, TimeoutException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -55,11 +55,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
+    driver = started(options, chromedriver)
     # A window without a screen may lack the focus, which the page is tested for.
     driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     yield driver
     driver.quit()
+
+
+def started(options: webdriver.ChromeOptions, chromedriver: str, attempts: int = 3) -> webdriver.Chrome:
+    """Starts Chromium, which on a busy machine may not open its port in time."""
+    for _ in range(attempts - 1):
+        with suppress(SessionNotCreatedException):
+            return webdriver.Chrome(options=options, service=Service(chromedriver))
+    return webdriver.Chrome(options=options, service=Service(chromedriver))
 
 
 class Page:
@@ -117,13 +125,18 @@ class Page:
         return self.texts(".answer")[-1]
 
     def wait(self, selector: str, seconds: float = PATIENCE_S) -> WebElement:
-        return WebDriverWait(self.browser, seconds, 0.02).until(lambda _: self.find(selector))
+        return self._wait(lambda: self.find(selector), seconds, selector)
 
     def until(self, holds: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
         """Waits until ``holds`` returns something true; elements may be replaced meanwhile."""
-        WebDriverWait(self.browser, seconds, 0.02, (StaleElementReferenceException, IndexError)).until(
-            lambda _: holds()
-        )
+        self._wait(holds, seconds, "a condition", StaleElementReferenceException, IndexError)
+
+    def _wait(self, get: Callable[[], Any], seconds: float, what: str, *passing: type[Exception]) -> Any:
+        try:
+            return WebDriverWait(self.browser, seconds, 0.02, passing).until(lambda _: get())
+        except TimeoutException:
+            shown = self.browser.execute_script("return [document.readyState, document.body.innerText.slice(0, 1000)]")
+            pytest.fail(f"{what} did not come in {seconds:.0f} s at {self.browser.current_url}: {shown}, {self.errors()}")
 
     def wait_for_end(self) -> None:
         """Waits until the newest answer is complete."""

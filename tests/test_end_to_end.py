@@ -19,7 +19,6 @@ import openai
 import pytest
 from browser import Page, browser
 from selenium import webdriver
-from selenium.webdriver.support.ui import WebDriverWait
 
 import freedive
 
@@ -278,7 +277,7 @@ def test_the_page_streams_an_answer_and_stops_a_second_one(browser: webdriver.Ch
     assert "tokens/s" in page.find(".meter").text
 
     page.ask("Write a very long story about a whale.")
-    WebDriverWait(browser, 20, 0.02).until(lambda _: len(page.texts(".answer")) == 2 and page.texts(".answer")[1])
+    page.until(lambda: len(page.texts(".answer")) == 2 and page.texts(".answer")[1])
     page.find("#stop").click()
     page.wait(".notice")
     assert page.texts(".notice") == ["Stopped"]
