@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from answers_client import AT, asked, ended, sent
 from echo_model import EchoModel, serving
 
 import freedive
+from freedive.engine.scheduler import Scheduler
 from freedive.server import keys
 from freedive.server.keys import Keys
 
@@ -105,18 +107,31 @@ def test_the_answers_of_other_keys_are_not_found(monkeypatch: pytest.MonkeyPatch
         assert list(experts(ann, id, answer["id"]))[-1] == {"over": True}
 
 
-def test_a_real_mixture_tells_the_experts_of_each_layer() -> None:
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Makes steps wait until the returned event is set, 20 ms at most."""
+    fast, plan = threading.Event(), Scheduler.plan
+
+    def late(scheduler: Scheduler) -> Any:
+        fast.wait(0.02)
+        return plan(scheduler)
+
+    monkeypatch.setattr(Scheduler, "plan", late)
+    return fast
+
+
+def test_a_real_mixture_tells_the_experts_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = slow_steps(monkeypatch)
     with (
         freedive.load("nano", cache_tokens=4096) as model,
         serving(model) as url,
         httpx.Client(base_url=url, timeout=60) as http,
     ):
         settings = {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True}
-        for _ in range(50):  # until the reader comes before the end
-            id, answer = asked(http, "Hello, who are you?", sampling=settings)
-            first, *batches = experts(http, id, answer["id"])
-            if len(batches) > 1:
-                break
+        id, answer = asked(http, "Hello, who are you?", sampling=settings)
+        reading = experts(http, id, answer["id"])
+        first, *batches = next(reading), next(reading)
+        fast.set()
+        batches += reading
         *batches, last = batches
         assert (first, last) == ({"model": {"experts": [16, 16, 16], "on_disk": False}}, {"over": True})
         tokens = [token for batch in batches for token in batch["tokens"]]
