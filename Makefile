@@ -25,9 +25,10 @@ bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(ENGINES:%=$(
 
 # `make test` is for every change; `make test-all` runs the other tests, except those that take minutes (`make slow`).
 LEFT_OUT := matrix or clients or faults or browser or training
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 test: $(VENV)/installed $(VENV)/test-tools
-	$(BIN)/python -m pytest -m "not (slow or $(LEFT_OUT))"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not (slow or $(LEFT_OUT))"
 
 test-all: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed browser
 	$(BIN)/python -m pytest -m "not slow and ($(LEFT_OUT))"
