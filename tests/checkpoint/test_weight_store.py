@@ -86,7 +86,7 @@ def test_a_load_into_memory_leaves_tables_on_disk(tmp_path: Path) -> None:
 
 
 def test_untouched_memory_is_not_resident() -> None:
-    fresh = np.empty(64 << 20, np.uint8)
+    fresh = np.frombuffer(mmap.mmap(-1, 64 << 20), np.uint8)
     assert _native.resident_bytes(fresh) < fresh.nbytes // 2
     fresh[: 32 << 20] = 1
     assert 32 << 20 <= _native.resident_bytes(fresh) <= fresh.nbytes
