@@ -24,14 +24,18 @@ bench: $(VENV)/installed $(VENV)/test-tools $(VENV)/quality-tools $(ENGINES:%=$(
 	$(BIN)/python bench/peers.py --tidy
 
 # `make test` is for every change; `make test-all` runs the other tests, except those that take minutes (`make slow`).
-LEFT_OUT := matrix or clients or faults or browser or training
+# Tests that measure time, end processes or draw a page run one at a time.
+COMPUTING := matrix or training
+ALONE := clients or faults or browser
+LEFT_OUT := $(COMPUTING) or $(ALONE)
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 test: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python -m pytest $(PARALLEL) -m "not (slow or $(LEFT_OUT))"
 
 test-all: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed browser
-	$(BIN)/python -m pytest -m "not slow and ($(LEFT_OUT))"
+	$(BIN)/python -m pytest $(PARALLEL) -m "($(COMPUTING)) and not (slow or $(ALONE))"
+	$(BIN)/python -m pytest -m "($(ALONE)) and not slow"
 
 slow: $(VENV)/installed $(VENV)/test-tools browser
 	$(BIN)/python -m pytest -m slow
