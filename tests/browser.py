@@ -70,6 +70,18 @@ def started(options: webdriver.ChromeOptions, chromedriver: str, attempts: int =
     return webdriver.Chrome(options=options, service=Service(chromedriver))
 
 
+def waited(
+    browser: webdriver.Chrome, get: Callable[[], Any], seconds: float, what: str, *passing: type[Exception]
+) -> Any:
+    """Returns what ``get`` returns once that is true; fails with what the page shows if it does not come in time."""
+    try:
+        return WebDriverWait(browser, seconds, 0.02, passing).until(lambda _: get())
+    except TimeoutException:
+        shown = browser.execute_script("return [document.readyState, document.body.innerText.slice(0, 1000)]")
+        said = [entry["message"] for entry in browser.get_log("browser")]
+        pytest.fail(f"{what} did not come in {seconds:.0f} s at {browser.current_url}: {shown}, {said}")
+
+
 class Page:
     """The chat page at ``url``."""
 
@@ -125,19 +137,11 @@ class Page:
         return self.texts(".answer")[-1]
 
     def wait(self, selector: str, seconds: float = PATIENCE_S) -> WebElement:
-        return self._wait(lambda: self.find(selector), seconds, selector)
+        return waited(self.browser, lambda: self.find(selector), seconds, selector)
 
     def until(self, holds: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
         """Waits until ``holds`` returns something true; elements may be replaced meanwhile."""
-        self._wait(holds, seconds, "a condition", StaleElementReferenceException, IndexError)
-
-    def _wait(self, get: Callable[[], Any], seconds: float, what: str, *passing: type[Exception]) -> Any:
-        try:
-            return WebDriverWait(self.browser, seconds, 0.02, passing).until(lambda _: get())
-        except TimeoutException:
-            shown = self.browser.execute_script("return [document.readyState, document.body.innerText.slice(0, 999)]")
-            url = self.browser.current_url
-            pytest.fail(f"{what} did not come in {seconds:.0f} s at {url}: {shown}, {self.errors()}")
+        waited(self.browser, holds, seconds, "a condition", StaleElementReferenceException, IndexError)
 
     def wait_for_end(self) -> None:
         """Waits until the newest answer is complete."""
