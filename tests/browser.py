@@ -70,6 +70,10 @@ def started(options: webdriver.ChromeOptions, chromedriver: str, attempts: int =
     return webdriver.Chrome(options=options, service=Service(chromedriver))
 
 
+PassingError = type[Exception]
+"""A kind of error that waiting survives."""
+
+
 class Page:
     """The chat page at ``url``."""
 
@@ -131,7 +135,7 @@ class Page:
         """Waits until ``holds`` returns something true; elements may be replaced meanwhile."""
         self._wait(holds, seconds, "a condition", StaleElementReferenceException, IndexError)
 
-    def _wait(self, get: Callable[[], Any], seconds: float, what: str, *passing: type[Exception]) -> Any:
+    def _wait(self, get: Callable[[], Any], seconds: float, what: str, *passing: PassingError) -> Any:
         try:
             return WebDriverWait(self.browser, seconds, 0.02, passing).until(lambda _: get())
         except TimeoutException:
