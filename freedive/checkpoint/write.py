@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,7 +41,8 @@ def new_file(path: Path, what: str, num_bytes: int, otherwise: str) -> Iterator[
             f"{_remedy(error, num_bytes)}, or {otherwise}",
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this of a file that does not exist, too
+            temporary.unlink()
 
 
 def _remedy(error: OSError, num_bytes: int) -> str:
@@ -88,6 +89,7 @@ def _sweep(folder: Path) -> None:
             try:
                 os.kill(int(match[1]), 0)
             except (ProcessLookupError, OverflowError):
-                left.unlink(missing_ok=True)
+                with suppress(OSError):
+                    left.unlink()
             except PermissionError:  # the process is alive and belongs to another user
                 continue

@@ -135,16 +135,16 @@ def digest(path: Path) -> str:
 
 @contextmanager
 def as_user_errors(
-    ref: str, folder: Path, *, again: str = "fetch it again: it goes on where it stopped"
+    ref: str, folder: Path, *, again: str = "fetch it again: it goes on where it stopped", with_token: bool = True
 ) -> Iterator[None]:
     """Converts errors of networks, hubs and disks in its block to a UserError with a remedy for ``ref``.
 
-    ``again`` is what to do when the network works.
+    ``again`` is what to do when the network works. ``with_token`` is whether this user's access token would be used.
     """
     try:
         yield
     except httpx.HTTPStatusError as error:
-        raise _status(ref, error.response) from None
+        raise _status(ref, error.response, with_token=with_token) from None
     except httpx.HTTPError as error:
         reason = str(error) or type(error).__name__
         remedy = f"Check the network and proxy settings, then {again}"
@@ -158,12 +158,14 @@ def as_user_errors(
         ) from None
 
 
-def _status(ref: str, reply: httpx.Response) -> UserError:
+def _status(ref: str, reply: httpx.Response, *, with_token: bool) -> UserError:
     code, host = reply.status_code, reply.url.host
     if code == httpx.codes.FORBIDDEN or reply.headers.get("X-Error-Code") == "GatedRepo":
         remedy = f"Accept its terms on its page at {host}, create an access token there and set HF_TOKEN to it"
+        remedy = remedy if with_token else "Ask the operator to serve it"
         return UserError(f"{ref} is not open to everyone", remedy)
     if code in (httpx.codes.UNAUTHORIZED, httpx.codes.NOT_FOUND):
-        remedy = "Check the spelling; for a private model set HF_TOKEN to a token that may read it"
-        return NotFound(f"{ref} does not exist at {host}, or is private", remedy)
+        remedy = "set HF_TOKEN to a token that may read it" if with_token else "ask the operator to serve it"
+        what = f"{ref} does not exist at {host}, or is private"
+        return NotFound(what, f"Check the spelling; for a private model {remedy}")
     return Unavailable(f"{host} answered {code} {shown(reply.reason_phrase)} for {ref}", "Try again later")

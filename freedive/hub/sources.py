@@ -121,7 +121,7 @@ def pull(address: Address, bar: Bar = byte_bar, limits: DownloadLimits = UNLIMIT
 
     ref = str(address)
     folder = cache.model_folder(ref)
-    with as_user_errors(ref, folder):
+    with as_user_errors(ref, folder, with_token=limits.with_token):
         if found := cache.find(ref):
             return found
         with cache.locked(ref):
@@ -143,7 +143,7 @@ def _check_open(model: cache.Stored) -> None:
     from freedive.hub.download import as_user_errors, client
     from freedive.hub.hubs import HUBS
 
-    with as_user_errors(model.ref, model.path), client({}) as http:
+    with as_user_errors(model.ref, model.path, with_token=False), client({}) as http:
         own = {file.path for file in model.files}
         for file in HUBS[address.scheme].listing(http, address.origin).files:
             if file.path in own:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from freedive.errors import ContextLengthExceeded, UserError
 from freedive.json_object import Json
 from freedive.server.http_errors import status_of
+from freedive.server.request_body import synonyms_of
 
 MAX_MESSAGE_LENGTH = 600
 """Characters of the longest error message; a message may quote text that the client sent."""
@@ -193,20 +195,31 @@ def explain(errors: Sequence[Any], body: Any = None) -> tuple[str, str | None]:
 
 
 def _path(error: Any, body: Any) -> list[str]:
-    """Returns the path of ``error`` in ``body``, without the names that pydantic adds for union members."""
+    """Returns the path of ``error`` in ``body`` as the client wrote it, without pydantic's names of union members."""
     where, *loc = error["loc"]
     if where != "body":
         return [str(part) for part in loc]
     path = []
     for part in loc:
-        is_inside = part in body if isinstance(body, dict) else isinstance(body, list) and part in range(len(body))
-        if is_inside:
-            body = body[part]
-        if is_inside or (error["type"] == "missing" and part is loc[-1]):
+        key = _key(part, body)
+        if key is not None:
+            body = body[key]
+            path.append(str(key))
+        elif error["type"] == "missing" and part is loc[-1]:
             path.append(str(part))
     return path
 
 
+def _key(part: str | int, body: Any) -> str | int | None:
+    """Returns the index or the field name, maybe a synonym, under which ``body`` has ``part``; None if it has not."""
+    if isinstance(body, list):
+        return part if part in range(len(body)) else None
+    if not isinstance(body, dict):
+        return None
+    return part if part in body else next((name for name in synonyms_of(str(part)) if name in body), None)
+
+
 def _fault_text(error: Any) -> str:
+    """Returns what is wrong; pydantic's own messages begin with a kind of value, such as "List should"."""
     text = FAULT_TEXTS.get(error["type"])
-    return text.format(**error.get("ctx", {})) if text else error["msg"].replace("Input should", "must", 1)
+    return text.format(**error.get("ctx", {})) if text else re.sub(r"^[A-Z][a-z]+ should", "must", error["msg"])

@@ -123,6 +123,14 @@ class RequestBody(BaseModel):
         return fields | others
 
 
+def synonyms_of(field: str) -> set[str]:
+    """Returns the other names that ``field`` has in any request body."""
+    bodies: list[type[RequestBody]] = [RequestBody]
+    for body in bodies:
+        bodies += body.__subclasses__()
+    return {theirs for body in bodies for theirs, ours in body.synonyms.items() if ours == field}
+
+
 def _same(value: object, neutral: object) -> bool:
     """Whether the values are equal, where true and 1 are different."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

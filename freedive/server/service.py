@@ -77,9 +77,12 @@ class Service:
         )
 
     async def prompts(self, describe: Describe, request: Request) -> tuple[Model, Sequence[Prompt]]:
-        """Returns the model and the prompts of a request, without running it. Raises UserError as in generate."""
+        """Returns the model and the prompts of a request, without running it. Raises UserError as in generate.
+
+        So sampling fields outside their limits are refused, although nothing is sampled.
+        """
         generation_request = await _described(describe, request)
-        work = partial(_prompts, generation_request=generation_request)
+        work = partial(_checked_prompts, generation_request=generation_request)
         return await self.run(generation_request.model, work, request, is_guided=generation_request.is_guided)
 
     async def count(self, request: Request, name: str, text: str) -> int | None:
@@ -117,6 +120,12 @@ async def _described(describe: Describe, request: Request) -> GenerationRequest:
 def _prompts(model: Model, generation_request: GenerationRequest) -> list[Prompt]:
     """Returns the prompts of all inputs. Blocks: call it in a thread."""
     return [model.prepare(each) for each in generation_request.inputs]
+
+
+def _checked_prompts(model: Model, generation_request: GenerationRequest) -> list[Prompt]:
+    """Returns the prompts of a request whose sampling fields have valid values. Blocks: call it in a thread."""
+    model.sampling(**generation_request.sampling)
+    return _prompts(model, generation_request)
 
 
 def _submit(model: Model, sampling: Sampling, generation_request: GenerationRequest) -> Completions:

@@ -325,7 +325,28 @@ def test_a_read_only_folder_is_reported(number: int, tmp_path: Path, monkeypatch
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
     write_store_and_fail(tmp_path, os.strerror(number))
+
+
+def test_a_store_in_a_read_only_folder_is_used_after_it_was_copied_there(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy has other times than its description says; nothing new can be written beside it."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setenv("FREEDIVE_HOME", str(tmp_path))
+    freedive.load(str(smollm2_path)).close()
+    (store,) = tmp_path.glob("packed/*/*.fdv")
+    os.utime(store, (0, 0))
+    open_file = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", *a, **k: (open_file if "w" not in mode else refuse)(path, mode, *a, **k)
+    )
+    monkeypatch.setattr(Path, "unlink", refuse)
+    freedive.load(str(smollm2_path)).close()
 
 
 def write_store_and_fail(folder: Path, words: str) -> None:

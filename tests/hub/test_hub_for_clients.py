@@ -61,6 +61,16 @@ def test_the_operators_token_is_used_for_models_of_the_catalogue_only(
     assert tokens == [None, "Bearer hf_of_the_test"]
 
 
+@pytest.mark.parametrize(("status", "headers"), [(404, {}), (401, {"X-Error-Code": "GatedRepo"})])
+def test_clients_are_not_told_of_a_token_that_would_not_be_used(
+    hub: StandIn, status: int, headers: dict[str, str]
+) -> None:
+    hub.refusals = [(status, headers)]
+    with pytest.raises(UserError, match="sk the operator to serve it") as caught:
+        fetched({}, LIMIT, "hf:owner/name", Progress())
+    assert "HF_TOKEN" not in str(caught.value)
+
+
 def test_a_model_in_other_case_is_served_under_its_one_name(hub: StandIn) -> None:
     hub.repositories["owner/name"] = {"m-Q4_0.gguf": b"w"}
     names = [fetched({}, LIMIT, name, Progress()).name for name in ("hf:owner/name", "hf:OWNER/Name")]

@@ -66,6 +66,8 @@ def refusal(response: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"guided_regex": "a", "response_format": {"type": "text"}}, "guided_regex"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"n_predict": 3, "max_tokens": 4}, "max_tokens"),
+        ({"n_predict": "3"}, "n_predict"),
+        ({"cache_salt": "\ud800"}, "cache_salt"),
         ({"\ud800": 1}, "\ud800"),
     ],
 )
@@ -89,6 +91,11 @@ def test_unsupported_fields_are_refused_by_name(http: httpx.Client, extra: dict[
 )
 def test_completions_refuse_by_name_too(http: httpx.Client, extra: dict[str, Any], param: str) -> None:
     assert refusal(http.post("/v1/completions", json=TEXT | extra))["param"] == param
+
+
+def test_what_is_wrong_is_told_of_the_field_not_of_a_kind_of_value(http: httpx.Client) -> None:
+    error = refusal(http.post("/v1/completions", json=TEXT | {"prompt": ["a"] * 1025}))
+    assert error["message"].startswith("'prompt' must have at most 1024 items")
 
 
 def test_images_are_refused_as_images(http: httpx.Client) -> None:

@@ -80,6 +80,15 @@ def test_a_chat_is_rendered_as_it_would_be_asked(http: httpx.Client) -> None:
     assert rendered == {"prompt": "user: hi", "tokens": tokens("user: hi"), "count": len("user: hi")}
 
 
+@pytest.mark.parametrize("field", ["n_predict", "max_tokens", "max_completion_tokens", "temperature", "top_p"])
+@pytest.mark.parametrize("value", [-5, 1 << 63])
+def test_a_chat_that_could_not_be_asked_is_not_rendered(http: httpx.Client, field: str, value: int) -> None:
+    asked = {"model": "echo", "messages": CHAT, field: value}
+    answers = [http.post(path, json=asked) for path in ("/v1/chat/completions", "/v1/chat/completions/render")]
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert answers[0].json() == answers[1].json()
+
+
 @pytest.mark.parametrize(
     ("route", "asked", "param"),
     [

@@ -112,9 +112,14 @@ class ItemReference(RequestBody):
     id: Text
 
 
+def _without_discriminator(schema: Json) -> None:
+    """Removes the discriminator: in OpenAPI it means that the field is required."""
+    del schema["discriminator"]
+
+
 Item = Annotated[
     MessageItem | FunctionCallItem | CustomToolCallItem | CallOutputItem | ReasoningItem | ItemReference,
-    Field(discriminator="type"),
+    Field(discriminator="type", json_schema_extra=_without_discriminator),
 ]
 KINDS = (
     "message",
