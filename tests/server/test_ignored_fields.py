@@ -201,6 +201,46 @@ def test_an_image_that_a_tool_gave_becomes_a_text_that_names_it(http: httpx.Clie
     assert fake_model.asked[-1]["messages"][-1]["content"] == "[image: this model cannot see it]"
 
 
+TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+HOLDING_TEXT = [
+    ({"type": "search_result", "title": "T", "source": "S", "content": TEXTS, "citations": {}}, "T\nS\na\nb"),
+    ({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a\nb"}}, "a\nb"),
+    (
+        {"type": "document", "title": "T", "context": "C", "source": {"type": "content", "content": TEXTS}},
+        "T\nC\na\nb",
+    ),
+    ({"type": "document", "title": None, "source": {"type": "content", "content": "a"}}, "a"),
+]
+
+
+@pytest.mark.parametrize(("block", "text"), HOLDING_TEXT)
+def test_a_block_that_holds_text_is_read(
+    http: httpx.Client, fake_model: EchoModel, block: dict[str, Any], text: str
+) -> None:
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [block]}
+    for before, given in (([], block), ([*HELLO, SPOKEN], block), ([*HELLO, USED], result)):
+        said = {"messages": [*before, {"role": "user", "content": [given]}]}
+        assert ignored(http.post(MESSAGES, json=BODIES[MESSAGES] | said)) == {"citations"} & block.keys()
+        assert fake_model.asked[-1]["messages"][-1]["content"] == text
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "search_result", "title": "T", "source": {"type": "text", "data": "a"}, "content": TEXTS},
+        {"type": "search_result", "source": "S", "content": 1},
+        {"type": "search_result", "source": "S", "content": [*TEXTS, {"type": "image"}]},
+        {"type": "document", "source": {"type": "base64", "data": "AA=="}},
+        {"type": "document", "source": {"type": "text", "data": {}}},
+        {"type": "document", "source": {"type": [], "data": "a"}},
+        {"type": "document"},
+    ],
+)
+def test_a_block_that_does_not_hold_text_alone_is_refused(http: httpx.Client, block: dict[str, Any]) -> None:
+    refused = http.post(MESSAGES, json=BODIES[MESSAGES] | {"messages": [{"role": "user", "content": [block]}]})
+    assert (refused.status_code, block["type"] in refused.text) == (400, True)
+
+
 def test_server_tool_blocks_of_an_answer_are_omitted(http: httpx.Client, fake_model: EchoModel) -> None:
     search = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
     found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
