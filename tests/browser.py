@@ -136,7 +136,9 @@ class Page:
             return WebDriverWait(self.browser, seconds, 0.02, passing).until(lambda _: get())
         except TimeoutException:
             shown = self.browser.execute_script("return [document.readyState, document.body.innerText.slice(0, 1000)]")
-            pytest.fail(f"{what} did not come in {seconds:.0f} s at {self.browser.current_url}: {shown}, {self.errors()}")
+            pytest.fail(
+                f"{what} did not come in {seconds:.0f} s at {self.browser.current_url}: {shown}, {self.errors()}"
+            )
 
     def wait_for_end(self) -> None:
         """Waits until the newest answer is complete."""
