@@ -58,6 +58,8 @@ def test_fields_that_ask_for_nothing_are_accepted_silently(
     assert ignored(http.post(route, json=BODIES[route] | extra)) == set()
 
 
+WEB_SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
+
 SAID: list[tuple[str, dict[str, Any], set[str]]] = [
     (CHAT, {"client_metadata": {"a": "b"}, "cache_prompt": True, "id_slot": 1}, set()),
     (CHAT, {"include_reasoning": False, "priority": 3, "stream_options": {"include_usage": True}}, set()),
@@ -73,7 +75,7 @@ SAID: list[tuple[str, dict[str, Any], set[str]]] = [
     (MESSAGES, {"speed": "fast", "container": {"id": "c"}, "inference_geo": "us", "betas": ["b"]}, set()),
     (
         MESSAGES,
-        {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 5}]},
+        {"tools": [WEB_SEARCH, {"name": "f", "input_schema": {"type": "object"}}]},
         {"tools.web_search_20250305"},
     ),
     (OLLAMA, {"truncate": True, "shift": True}, set()),
@@ -88,6 +90,12 @@ def test_fields_without_effect_are_accepted_and_named(
 ) -> None:
     said = ignored(http.post(route, json=BODIES[route] | extra))
     assert said >= (names or extra.keys() - {"tools"})
+
+
+def test_a_search_on_its_own_is_refused_since_any_answer_would_pass_for_its_result(http: httpx.Client) -> None:
+    for route in (MESSAGES, f"{MESSAGES}/count_tokens"):
+        refused = http.post(route, json={"model": "echo", "messages": HELLO, "tools": [WEB_SEARCH]})
+        assert (refused.status_code, "this server runs none" in refused.text) == (400, True)
 
 
 def test_ollamas_documented_options_are_accepted(http: httpx.Client) -> None:
