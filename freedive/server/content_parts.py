@@ -26,7 +26,11 @@ MODALITIES = {
 _TEXTS = {"input_text": "text", "output_text": "text", "refusal": "refusal", "text": "text"}
 """Types of text parts of all APIs, and the field that holds the text."""
 
-_HELD = {("search_result", None): "content", ("document", "text"): "data", ("document", "content"): "content"}
+_HELD: Mapping[tuple[str | None, str | None], str] = {
+    ("search_result", None): "content",
+    ("document", "text"): "data",
+    ("document", "content"): "content",
+}
 """The field that holds a text or text parts, by the types of the part and of its source."""
 
 
