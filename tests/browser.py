@@ -70,6 +70,9 @@ def started(options: webdriver.ChromeOptions, chromedriver: str, attempts: int =
     return webdriver.Chrome(options=options, service=Service(chromedriver))
 
 
+ErrorType = type[Exception]
+
+
 class Page:
     """The chat page at ``url``."""
 
@@ -131,7 +134,7 @@ class Page:
         """Waits until ``holds`` returns something true; elements may be replaced meanwhile."""
         self._wait(holds, seconds, "a condition", StaleElementReferenceException, IndexError)
 
-    def _wait(self, get: Callable[[], Any], seconds: float, what: str, *passing: type[Exception]) -> Any:
+    def _wait(self, get: Callable[[], Any], seconds: float, what: str, *passing: ErrorType) -> Any:
         try:
             return WebDriverWait(self.browser, seconds, 0.02, passing).until(lambda _: get())
         except TimeoutException:
