@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -49,6 +49,7 @@ class CharTokenizer:
     """One token per character; its id is the code point, which is below the surrogates."""
 
     vocab_size = 0xD800
+    roles: ClassVar = {"eos_token": "\N{END OF TRANSMISSION}"}
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = True, max_tokens: int | None = None

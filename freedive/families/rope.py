@@ -112,9 +112,9 @@ def _rotary_dim(config: Config, table: Config, head_dim: int, partial: bool) -> 
     fraction = table.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0, most=1), most=1)
     dim = config.count("rotary_dim", max(int(head_dim * fraction), 1), most=head_dim)
     if dim % 2 or dim < 4 or (dim != head_dim and not partial):
-        raise config.refusal(
-            config.first("rotary_dim", "partial_rotary_factor", "head_dim"), f"rotates {dim} dimensions of {head_dim}"
-        )
+        decides = table if "partial_rotary_factor" in table and "rotary_dim" not in config else config
+        key = decides.first("rotary_dim", "partial_rotary_factor", "head_dim")
+        raise decides.refusal(key, f"rotates {dim} dimensions of {head_dim}")
     return dim
 
 

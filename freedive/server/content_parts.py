@@ -26,6 +26,13 @@ MODALITIES = {
 _TEXTS = {"input_text": "text", "output_text": "text", "refusal": "refusal", "text": "text"}
 """Types of text parts of all APIs, and the field that holds the text."""
 
+_HELD: Mapping[tuple[str | None, str | None], str] = {
+    ("search_result", None): "content",
+    ("document", "text"): "data",
+    ("document", "content"): "content",
+}
+"""The field that holds a text or text parts, by the types of the part and of its source."""
+
 
 def content_validator(*kinds: str, param: str = "messages") -> Callable[[Any], Any]:
     """Returns a validator of a list of parts, which converts strings and text parts of other APIs to ``kinds[0]``.
@@ -45,10 +52,24 @@ def _as_text(part: Any, kinds: Collection[str]) -> Any:
     text = next(iter(kinds))
     if isinstance(part, str):
         return {"type": text, "text": part}
+    part = _opened(part)
     kind = type_of(part)
     if kind in _TEXTS and kind not in kinds:
         return {**part, "type": text, "text": part.get(_TEXTS[kind])}
     return part
+
+
+def _opened(part: Any) -> Any:
+    """Returns Anthropic's search results and documents of text as text: title, source, context, and what they hold."""
+    source = part.get("source") if isinstance(part, dict) else None
+    held = _HELD.get((type_of(part), type_of(source)))
+    texts = (source if isinstance(source, dict) else part).get(held) if held else None
+    texts = [{"type": "text", "text": texts}] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or any(type_of(each) != "text" for each in texts):
+        return part
+    lines = [part.get("title"), source, part.get("context"), *(each.get("text") for each in texts)]
+    rest = {name: value for name, value in part.items() if name not in ("content", "context", "source", "title")}
+    return rest | {"type": "text", "text": "\n".join(line for line in lines if isinstance(line, str) and line)}
 
 
 def placeholder(thing: str) -> str:
@@ -92,6 +113,7 @@ def _readable(message: Any, allowed: Collection[str]) -> Any:
 
 def readable_part(part: Any) -> Any:
     """Returns ``part`` with texts in place of images, audio, video and files, also in nested parts."""
+    part = _opened(part)
     kind = type_of(part)
     if kind in MODALITIES:
         return {"type": "text", "text": placeholder(MODALITIES[kind])}

@@ -61,10 +61,13 @@ class Engine(Protocol):
 
 
 class Tokenizer(Protocol):
-    """A tokenizer; ``vocab_size`` is the highest token id plus one."""
+    """A tokenizer; ``vocab_size`` is the highest token id plus one, ``roles`` has special tokens (bos_token ...)."""
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def roles(self) -> Mapping[str, str]: ...
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = True, max_tokens: int | None = None

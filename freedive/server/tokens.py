@@ -111,6 +111,14 @@ def router(service: Service) -> APIRouter:
             text = await run_in_threadpool(_text, model.tokenizer, body.tokens)
         return {"prompt": text, "content": text}
 
+    @routes.get("/tokenizer_info", summary="The special tokens and the chat template")
+    async def tokenizer_info(model: str = "") -> Json:
+        name = service.models.named(model)
+        slot = service.models.slot(name)
+        async with service.models.use(name) as loaded:
+            template = (await run_in_threadpool(slot.entry.info)).template
+            return {**loaded.tokenizer.roles, "chat_template": template or None}
+
     @routes.post("/v1/chat/completions/render", summary="Render the prompt of a conversation")
     async def render(body: ChatRequest, request: Request) -> Json:
         model, (rendered,) = await service.prompts(body.generation_request, request)

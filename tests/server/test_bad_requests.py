@@ -83,7 +83,7 @@ def test_unsupported_fields_are_refused_by_name(http: httpx.Client, extra: dict[
     [
         ({"prompt": [5], "suffix": "end"}, "suffix"),
         ({"best_of": 2}, "best_of"),
-        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [10**9]}, "prompt"),
         ({"messages": []}, "messages"),

@@ -89,6 +89,13 @@ def test_echoed_prompts_are_scored_as_the_model_writes_them(
     assert again.logprobs.token_logprobs == second.logprobs.token_logprobs[:-1]
 
 
+def test_a_token_has_as_many_alternatives_as_in_a_chat(client: openai.OpenAI) -> None:
+    (scored,) = complete(client, prompt=STORY, max_tokens=2, logprobs=20, echo=True)
+    first, *others = scored.logprobs.top_logprobs
+    assert first is None
+    assert {len(found) >= 20 for found in others} == {True}
+
+
 def test_limits_that_ask_for_nothing_or_too_much_are_honoured(client: openai.OpenAI) -> None:
     (nothing,) = complete(client, prompt=STORY, max_tokens=0)
     assert (nothing.text, nothing.finish_reason) == ("", "length")

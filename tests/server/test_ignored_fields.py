@@ -58,6 +58,8 @@ def test_fields_that_ask_for_nothing_are_accepted_silently(
     assert ignored(http.post(route, json=BODIES[route] | extra)) == set()
 
 
+WEB_SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
+
 SAID: list[tuple[str, dict[str, Any], set[str]]] = [
     (CHAT, {"client_metadata": {"a": "b"}, "cache_prompt": True, "id_slot": 1}, set()),
     (CHAT, {"include_reasoning": False, "priority": 3, "stream_options": {"include_usage": True}}, set()),
@@ -73,7 +75,7 @@ SAID: list[tuple[str, dict[str, Any], set[str]]] = [
     (MESSAGES, {"speed": "fast", "container": {"id": "c"}, "inference_geo": "us", "betas": ["b"]}, set()),
     (
         MESSAGES,
-        {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 5}]},
+        {"tools": [WEB_SEARCH, {"name": "f", "input_schema": {"type": "object"}}]},
         {"tools.web_search_20250305"},
     ),
     (OLLAMA, {"truncate": True, "shift": True}, set()),
@@ -88,6 +90,12 @@ def test_fields_without_effect_are_accepted_and_named(
 ) -> None:
     said = ignored(http.post(route, json=BODIES[route] | extra))
     assert said >= (names or extra.keys() - {"tools"})
+
+
+def test_a_search_on_its_own_is_refused_since_any_answer_would_pass_for_its_result(http: httpx.Client) -> None:
+    for route in (MESSAGES, f"{MESSAGES}/count_tokens"):
+        refused = http.post(route, json={"model": "echo", "messages": HELLO, "tools": [WEB_SEARCH]})
+        assert (refused.status_code, "this server runs none" in refused.text) == (400, True)
 
 
 def test_ollamas_documented_options_are_accepted(http: httpx.Client) -> None:
@@ -199,6 +207,46 @@ def test_an_image_that_a_tool_gave_becomes_a_text_that_names_it(http: httpx.Clie
     output = {"type": "function_call_output", "call_id": "c", "output": [image]}
     assert "image" in ignored(http.post(RESPONSES, json=BODIES[RESPONSES] | {"input": [*HELLO, call, output]}))
     assert fake_model.asked[-1]["messages"][-1]["content"] == "[image: this model cannot see it]"
+
+
+TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+HOLDING_TEXT = [
+    ({"type": "search_result", "title": "T", "source": "S", "content": TEXTS, "citations": {}}, "T\nS\na\nb"),
+    ({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a\nb"}}, "a\nb"),
+    (
+        {"type": "document", "title": "T", "context": "C", "source": {"type": "content", "content": TEXTS}},
+        "T\nC\na\nb",
+    ),
+    ({"type": "document", "title": None, "source": {"type": "content", "content": "a"}}, "a"),
+]
+
+
+@pytest.mark.parametrize(("block", "text"), HOLDING_TEXT)
+def test_a_block_that_holds_text_is_read(
+    http: httpx.Client, fake_model: EchoModel, block: dict[str, Any], text: str
+) -> None:
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [block]}
+    for before, given in (([], block), ([*HELLO, SPOKEN], block), ([*HELLO, USED], result)):
+        said = {"messages": [*before, {"role": "user", "content": [given]}]}
+        assert ignored(http.post(MESSAGES, json=BODIES[MESSAGES] | said)) == {"citations"} & block.keys()
+        assert fake_model.asked[-1]["messages"][-1]["content"] == text
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "search_result", "title": "T", "source": {"type": "text", "data": "a"}, "content": TEXTS},
+        {"type": "search_result", "source": "S", "content": 1},
+        {"type": "search_result", "source": "S", "content": [*TEXTS, {"type": "image"}]},
+        {"type": "document", "source": {"type": "base64", "data": "AA=="}},
+        {"type": "document", "source": {"type": "text", "data": {}}},
+        {"type": "document", "source": {"type": [], "data": "a"}},
+        {"type": "document"},
+    ],
+)
+def test_a_block_that_does_not_hold_text_alone_is_refused(http: httpx.Client, block: dict[str, Any]) -> None:
+    refused = http.post(MESSAGES, json=BODIES[MESSAGES] | {"messages": [{"role": "user", "content": [block]}]})
+    assert (refused.status_code, block["type"] in refused.text) == (400, True)
 
 
 def test_server_tool_blocks_of_an_answer_are_omitted(http: httpx.Client, fake_model: EchoModel) -> None:

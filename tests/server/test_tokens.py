@@ -8,6 +8,8 @@ import httpx
 import pytest
 from echo_model import EchoModel, serving
 
+from freedive.server.model_info import ModelInfo
+
 CHAT = [{"role": "user", "content": "hi"}]
 
 
@@ -53,6 +55,19 @@ def test_tokens_can_be_returned_with_their_text(http: httpx.Client) -> None:
     assert http.post("/tokenize", json={"prompt": "hä", "return_token_strs": True}).json()["token_strs"] == ["h", "ä"]
     pieces = http.post("/tokenize", json={"content": "hä", "with_pieces": True}).json()["tokens"]
     assert pieces == [{"id": 104, "piece": "h"}, {"id": 228, "piece": "ä"}]
+
+
+def test_special_tokens_and_the_template_are_told_to_clients_that_tokenize_here() -> None:
+    told = EchoModel(about=ModelInfo(template="{{ messages }}"))
+    bare = EchoModel(name="bare")
+    end = {"eos_token": "\N{END OF TRANSMISSION}"}
+    with serving(told) as url:
+        assert httpx.get(f"{url}/tokenizer_info").json() == end | {"chat_template": "{{ messages }}"}
+    with serving(told, bare) as url:
+        for name, status in (("bare", 200), ("", 400), ("absent", 404)):
+            answer = httpx.get(f"{url}/tokenizer_info", params={"model": name})
+            assert answer.status_code == status
+            assert status != 200 or answer.json() == end | {"chat_template": None}
 
 
 def test_tools_and_template_variables_reach_the_template(http: httpx.Client, fake_model: EchoModel) -> None:

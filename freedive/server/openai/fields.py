@@ -247,7 +247,7 @@ class CompletionRequest(BaseCompletionRequest):
     ]
     suffix: Text = ""
     echo: bool = False
-    logprobs: int | None = Field(None, ge=0, le=5)
+    logprobs: int | None = Field(None, ge=0, le=20)
 
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
