@@ -55,9 +55,10 @@ void for_panels(Program& program, int num_weights, int width, Count&& count, Wor
     });
 }
 
-// The panels of a task: few enough to keep all threads busy, and at most `most` if rows are in bfloat16.
+// The panels of a task, which share each block of rows: one if there is a single block, else at most `most`, and few
+// enough to keep all threads busy.
 int task_panels(const Program& program, const RowSplit& split, int num_panels, int most) {
-    if (split.in_bf16.empty()) return 1;
+    if (split.in_bf16.empty() && split.others.size() <= kBlockRows) return 1;
     return std::clamp(num_panels / (program.team.size() * 4), 1, most);
 }
 
@@ -113,13 +114,14 @@ void Linear::run(Program& program, int thread) const {
                 for (int panel = first; panel < last; panel++)
                     write(outputs[i], panel, rows[r], products.panel(0, panel) + r * kPanelRows);
         });
-        for (int panel = first; panel < last; panel++)
-            for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
+        for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
+            for (int panel = first; panel < last; panel++) {
                 Products products;
                 multiply(program, matrices[0], panel, input, rows, products);
                 for (std::size_t r = 0; r < rows.size(); r++)
                     write(outputs[i], panel, rows[r], products.at + r * kPanelRows);
-            });
+            }
+        });
     });
 }
 
@@ -144,13 +146,14 @@ void GluLinear::run(Program& program, int thread) const {
                 for (int panel = first; panel < last; panel++)
                     write(panel, rows, products.panel(0, panel), products.panel(1, panel));
             });
-            for (int panel = first; panel < last; panel++)
-                for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
+            for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
+                for (int panel = first; panel < last; panel++) {
                     Products a, b;
                     multiply(program, matrices[0], panel, input, rows, a);
                     multiply(program, matrices[1], panel, input, rows, b);
                     write(panel, rows, a.at, b.at);
-                });
+                }
+            });
         });
 }
 
