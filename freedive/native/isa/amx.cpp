@@ -1,6 +1,7 @@
-// The amx level: the avx512 level, with tile registers for three things: rows of prompts in bfloat16; linear layers
-// with many other activation rows, whose integer sums are exact and whose float code is the same, so that they give the
-// bits of avx512; and bfloat16 products in training.
+// The amx level: the avx512 level, with tile registers for three things: rows of prompts in bfloat16
+// (bf16_panels.inl, bf16_attention.inl); linear layers with many other activation rows (below), whose integer sums are
+// exact and whose float code is the same, so that they give the bits of avx512; and bfloat16 products in training
+// (tile_products.inl).
 #include <algorithm>
 #include <cstddef>
 #include <utility>
