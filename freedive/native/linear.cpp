@@ -59,7 +59,8 @@ void for_panels(Program& program, int num_weights, int width, Count&& count, Wor
 // enough to keep all threads busy.
 int task_panels(const Program& program, const RowSplit& split, int num_panels, int most) {
     if (split.in_bf16.empty() && split.others.size() <= kBlockRows) return 1;
-    return std::clamp(num_panels / (program.team.size() * 4), 1, most);
+    const int tasks = program.team.size() * (split.in_bf16.empty() ? 8 : 4);
+    return std::clamp(num_panels / tasks, 1, most);
 }
 
 void multiply(const Program& program, const Matrix& matrix, int panel, const Input& input, std::span<const int> rows,
