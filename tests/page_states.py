@@ -1,31 +1,42 @@
 """The main states of the chat page, brought about by a user's actions on a server whose model, library and fine-tuning
-are made up."""
+are made up.
+
+``python tests/page_states.py FOLDER [STATE ...]`` draws them; the pictures of docs/page.md are among these.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from browser import LAST_ANSWER, Page
+from browser import LAST_ANSWER, Page, chromium
 from echo_finetuning import EchoFinetuning
 from echo_library import GB, EchoLibrary, listed
 from echo_model import HELD, EchoModel, serving
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 
-from freedive.server.keys import Keys
+import freedive
+from freedive.server import keys
 
+LOOKS = tuple(product(("light", "dark"), ("desktop", "phone")))
 QUESTION = "How far does light reach into the sea? Show the law, some code and a table."
 ANSWER = r"""<think>
-The Beer-Lambert law describes it: intensity falls exponentially with depth. Clear ocean water, so about 0.03 per metre
-for blue light.
+The Beer-Lambert law describes it: intensity falls exponentially with depth.
+Clear ocean water, so about 0.03 per metre for blue light.
 </think>
 
 Light fades **exponentially** with depth, as the [Beer-Lambert law](https://example.org/law) says:
 
-$$I(z) = I_0 \, e^{-k z}, \qquad k \approx 0.03\ \mathrm{m}^{-1}$$
+$$I(z) = I_0 \, e^{-k z}, \qquad k \approx 0.03 \text{ per m}$$
 
 ```python
 import math
@@ -56,7 +67,14 @@ $${" + ".join(f"x_{{{n}}}" for n in range(60))}$$
 + {"more " * 60}
 ```
 """
+SHORT = """In clear ocean water, about **200 metres**: the *sunlight zone*.
+
+- Red light is gone after 10 m.
+- Blue light reaches deepest.
+- Below 1000 m it is dark.
+"""
 SCRIPT = {
+    "In short": SHORT,
     "How far": ANSWER,
     "How deep is": f"<think>\nThe deepest place?\n</think>\n\nEleven {HELD}kilometres.",
     "wide": WIDE,
@@ -96,7 +114,13 @@ class Stage:
 
 
 @contextmanager
-def staged(browser: webdriver.Chrome, language: str = "en", keys: Keys | None = None) -> Iterator[Stage]:
+def staged(
+    browser: webdriver.Chrome,
+    language: str = "en",
+    locks: keys.Keys | None = None,
+    delay_s: float = 0.0,
+    model: Any = None,
+) -> Iterator[Stage]:
     """Opens the page of a new server, which is empty."""
     known = {
         "small": listed("small", bytes_here=GB),
@@ -106,19 +130,32 @@ def staged(browser: webdriver.Chrome, language: str = "en", keys: Keys | None = 
         "sparse": listed("sparse", fits=False, paged=True),
         "huge": listed("huge", fits=False),
     }
-    model, tuning = EchoModel("small", delay_s=0, script=dict(SCRIPT)), EchoFinetuning()
+    echo, tuning = EchoModel("small", delay_s=delay_s, script=dict(SCRIPT)), EchoFinetuning()
     library = EchoLibrary(known)
-    options = {"library": library, "fetch": library.fetch, "finetuning": tuning, "keys": keys}
-    with serving(model, EchoModel("large", delay_s=0, script=dict(SCRIPT)), **options) as url:
+    options = {"library": library, "fetch": library.fetch, "finetuning": tuning, "keys": locks}
+    with serving(model or echo, EchoModel("large", delay_s=2 * delay_s, script=dict(SCRIPT)), **options) as url:
         browser.get(f"{url}/health")
         browser.delete_all_cookies()
         browser.add_cookie({"name": "lang", "value": language})
         browser.execute_script("localStorage.clear(); sessionStorage.clear()")
-        yield Stage(Page(browser, url), model, tuning)
-        model.released.set()
+        yield Stage(Page(browser, url), echo, tuning)
+        echo.released.set()
         tuning.go.set()
         library.go.set()
         browser.get("about:blank")
+
+
+@contextmanager
+def looking(page: Page, scheme: str, device: str) -> Iterator[None]:
+    """Shows the page in light or dark colours, on a desktop or a phone, at rest: nothing fades in or out."""
+    features = [("prefers-color-scheme", scheme), ("prefers-reduced-motion", "reduce")]
+    media = {"features": [{"name": name, "value": value} for name, value in features]}
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        with page.phone() if device == "phone" else nullcontext():
+            yield
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def empty(stage: Stage) -> None:
@@ -200,20 +237,21 @@ def settings(stage: Stage) -> None:
 def models(stage: Stage) -> None:
     stage.click("#library-open")
     stage.click('.model[aria-label="sparse"] summary')
-    stage.page.wait(".verdict")
+    verdict = stage.page.wait(".verdict")
+    stage.page.browser.execute_script("arguments[0].scrollIntoView({ block: 'center' })", verdict)
 
 
 def beside(stage: Stage) -> None:
     stage.click("#beside")
-    stage.page.ask("How far does light reach?")
+    stage.page.ask("In short: how far does light reach?")
     stage.page.until(lambda: stage.page.count(".pair .meter") == 2)
 
 
 def experts(stage: Stage) -> None:
     stage.page.browser.add_cookie({"name": "experts", "value": "open"})
     stage.page.reload()
-    stage.model.delay_s = 0.005
-    stage.page.ask("Which experts wake?")
+    stage.model.delay_s = 0.02  # so that the panel asks for them before the end
+    stage.page.ask("Tell me a long story about a whale and a diver in the sea.")
     stage.page.wait_for_end()
     stage.page.wait(".token")
     stage.click("#experts summary")
@@ -233,6 +271,12 @@ def learning(stage: Stage) -> None:
     stage.page.wait("#finetune-curve polyline.trained")
 
 
+def learned(stage: Stage) -> None:
+    learning(stage)
+    stage.tuning.go.set()
+    stage.page.until(lambda: stage.page.count("#finetune-sample dt") == 4)
+
+
 def help(stage: Stage) -> None:
     stage.click("#help-open")
 
@@ -250,21 +294,31 @@ def gate(stage: Stage) -> None:
 STATES: dict[str, Callable[[Stage], None]] = {
     state.__name__: state
     for state in (
-        *(
-            empty,
-            answer,
-            streaming,
-            branches,
-            editing,
-            failing,
-            sidebar,
-            menu,
-            search,
-            settings,
-            models,
-            beside,
-            experts,
-        ),
-        *(finetune, learning, help, confirm, gate),
+        *(empty, answer, streaming, branches, editing, wide, failing, sidebar, menu, deleted, search, settings, models),
+        *(beside, experts, finetune, learning, learned, help, confirm, gate),
     )
 }
+
+
+def draw(folder: Path, names: list[str]) -> None:
+    """Writes pictures of the states in all looks to ``folder``. Answers grow at the pace of a small model."""
+    with (
+        TemporaryDirectory() as home,
+        chromium(Path(home) / "chromium") as browser,
+        freedive.load("nano", cache_tokens=4096) as nano,
+    ):
+        os.environ["FREEDIVE_HOME"] = home
+        keys.create("ann")
+        real, locked = {"experts": nano}, {"gate": keys.Keys()}
+        for name in names or STATES:
+            browser.set_window_size(1200, 1210 if name == "answer" else 900)
+            with staged(browser, locks=locked.get(name), delay_s=0.01, model=real.get(name)) as stage:
+                STATES[name](stage)
+                for scheme, device in LOOKS:
+                    with looking(stage.page, scheme, device):
+                        browser.execute_script("document.activeElement.blur()")
+                        (folder / f"{name}-{scheme}-{device}.png").write_bytes(browser.get_screenshot_as_png())
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]), sys.argv[2:])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import Page
-from page_states import STATES, staged
+from page_states import LOOKS, STATES, looking, staged
 from selenium import webdriver
 
 from freedive.server import keys
@@ -28,7 +26,7 @@ axe.run(document, { resultTypes: ["violations"] }).then(({ violations }) => done
 ), (error) => done([["critical", "axe", String(error), "", ""]]));
 """
 SERIOUS = ("serious", "critical")
-LOOKS = {"en": tuple(product(("light", "dark"), ("desktop", "phone"))), "zh": (("light", "desktop"),)}
+EXAMINED = {"en": LOOKS, "zh": LOOKS[:1]}
 
 
 @pytest.fixture(autouse=True)
@@ -38,25 +36,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "TICK_S", 0.02)
 
 
-@contextmanager
-def colours(browser: webdriver.Chrome, scheme: str) -> Iterator[None]:
-    """The system's colours while the block runs, at rest: nothing fades in or out."""
-    features = [("prefers-color-scheme", scheme), ("prefers-reduced-motion", "reduce")]
-    named = [{"name": name, "value": value} for name, value in features]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": named})
-    try:
-        yield
-    finally:
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-
-
 def problems(page: Page) -> list[list[Any]]:
     """Returns impact, rule, what it says, node and reason of all that axe-core finds."""
     found: list[list[Any]] = page.browser.execute_async_script(FIND)
     return found
 
 
-@pytest.mark.parametrize(("state", "language"), [*product(STATES, LOOKS)])
+@pytest.mark.parametrize(("state", "language"), [*product(STATES, EXAMINED)])
 def test_axe_finds_no_serious_problem(browser: webdriver.Chrome, state: str, language: str) -> None:
     assert AXE.exists(), "axe-core is not installed: run `make test-all`"
     locked = state == "gate"
@@ -66,8 +52,8 @@ def test_axe_finds_no_serious_problem(browser: webdriver.Chrome, state: str, lan
     with staged(browser, language, keys.Keys() if locked else None) as stage:
         STATES[state](stage)
         browser.execute_script(AXE.read_text("utf-8"))
-        for scheme, device in LOOKS[language]:
-            with colours(browser, scheme), stage.page.phone() if device == "phone" else nullcontext():
+        for scheme, device in EXAMINED[language]:
+            with looking(stage.page, scheme, device):
                 found = problems(stage.page)
                 serious += [(scheme, device, *each) for each in found if each[0] in SERIOUS]
         stage.page.errors()
