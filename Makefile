@@ -8,6 +8,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 PEERS   := $(VENV)/peers
 CLIENTS := $(VENV)/clients
+AXE     := $(CLIENTS)/axe-core-4.14.1
 ENGINES := llama ik-llama openvino vllm transformers
 NATIVE  := $(wildcard CMakeLists.txt) $(shell find freedive/native -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
@@ -33,7 +34,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 test: $(VENV)/installed $(VENV)/test-tools
 	$(BIN)/python -m pytest $(PARALLEL) -m "not (slow or $(LEFT_OUT))"
 
-test-all: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed browser
+test-all: $(VENV)/installed $(VENV)/test-tools $(CLIENTS)/installed $(AXE) browser
 	$(BIN)/python -m pytest $(PARALLEL) -m "($(COMPUTING)) and not (slow or $(ALONE))"
 	$(BIN)/python -m pytest -m "($(ALONE)) and not slow"
 
@@ -140,6 +141,12 @@ $(CLIENTS)/installed: pyproject.toml | $(VENV)/build-tools
 	$(call listed,clients)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement $@.txt </dev/null >&2
 	$(BIN)/npm install --silent --no-audit --no-fund --prefix $(@D) openai@7.59.0 </dev/null >&2
+	touch $@
+
+# The rules of accessibility that the chat page is tested with.
+$(AXE): private BIN = $(@D)/bin
+$(AXE): | $(CLIENTS)/installed
+	$(BIN)/npm install --silent --no-audit --no-fund --prefix $(@D) $(@F:axe-core-%=axe-core@%) </dev/null >&2
 	touch $@
 
 # Every peer has a Python environment of its own. One that cannot be installed is omitted from the comparison, which

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,25 +46,34 @@ return event.defaultPrevented;
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """Chromium, which `make test-all` installs if it can. Without it these tests are skipped, but fail in CI."""
-    binary, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (binary and chromedriver):
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
         missing = pytest.fail if os.environ.get("CI") else pytest.skip
         missing("the chat page is not tested: install chromium and chromium-driver")
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
+
+
+@contextmanager
+def chromium(folder: Path) -> Iterator[webdriver.Chrome]:
+    """Runs Chromium, which keeps its files in ``folder``."""
     options = webdriver.ChromeOptions()
-    options.binary_location = binary
+    options.binary_location = str(shutil.which("chromium"))
     for flag in FLAGS.split():
         options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.add_argument(f"--user-data-dir={folder}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = started(options, chromedriver)
+    driver = started(options)
     # A window without a screen may lack the focus, which the page is tested for.
     driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
-    yield driver
-    driver.quit()
+    try:
+        yield driver
+    finally:
+        driver.quit()
 
 
-def started(options: webdriver.ChromeOptions, chromedriver: str, attempts: int = 3) -> webdriver.Chrome:
+def started(options: webdriver.ChromeOptions, attempts: int = 3) -> webdriver.Chrome:
     """Starts Chromium, which on a busy machine may not open its port in time."""
+    chromedriver = shutil.which("chromedriver")
     for _ in range(attempts - 1):
         with suppress(SessionNotCreatedException):
             return webdriver.Chrome(options=options, service=Service(chromedriver))

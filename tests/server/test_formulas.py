@@ -26,7 +26,8 @@ from freedive.server.page.rendering import MARKDOWN, LiveMarkdown
 )
 def test_formulas_become_mathml(text: str, display: str) -> None:
     html = MARKDOWN.render(text)
-    assert f'<math display="{display}"><mrow><msup><mi>x</mi><mn>2</mn></msup></mrow></math>' in html
+    attributes = f'display="{display}"' + (' tabindex="0"' if display == "block" else "")
+    assert f"<math {attributes}><mrow><msup><mi>x</mi><mn>2</mn></msup></mrow></math>" in html
     assert "$" not in html
     assert "\\" not in html
 

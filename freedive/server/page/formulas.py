@@ -40,7 +40,7 @@ ATTRIBUTES = frozenset(
         "accent accentunder align columnalign columnlines columnspacing depth display displaystyle fence form "
         "frame height largeop linebreak linethickness lquote lspace mathcolor mathbackground mathsize "
         "mathvariant maxsize minsize movablelimits notation rowlines rowspacing rquote rspace scriptlevel "
-        "separator stretchy symmetric voffset width",
+        "separator stretchy symmetric tabindex voffset width",
     )
 )
 """Attributes that are written; others, such as links and styles, are dropped."""
@@ -144,6 +144,8 @@ def mathml(latex: str, *, is_display: bool) -> str:
         return ""  # commands that call each other can grow without limit
     try:
         tree = Converter(display="block" if is_display else "inline").convert_to_element(latex)
+        if is_display:
+            tree.set("tabindex", "0")  # it may be wider than the page; the keyboard scrolls what has the focus
         return "".join(_safe(tree))
     except Exception:  # the library has many: for its own errors, for missing arguments, for deep nesting
         return ""

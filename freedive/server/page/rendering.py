@@ -53,6 +53,7 @@ def _markdown() -> MarkdownIt:
         "fence": _code,
         "code_block": _code,
         "link_open": _link,
+        "table_open": _table,
         "th_open": _cell,
         "td_open": _cell,
     }.items():
@@ -88,6 +89,12 @@ def _in_time(tokens: Iterable[tuple[_TokenType, str]], code: str) -> Iterator[tu
 
 def _link(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
     tokens[index].attrs |= {"target": "_blank", "rel": "noopener noreferrer nofollow"}
+    return self.renderToken(tokens, index, options, env)
+
+
+def _table(self: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    """Lets a table have the focus: it may be wider than the page, and then the keyboard scrolls it."""
+    tokens[index].attrs["tabindex"] = "0"
     return self.renderToken(tokens, index, options, env)
 
 
