@@ -28,11 +28,11 @@ FLAGS = (
 PHONE = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
 LAST_ANSWER = ".of-answer:last-child"
 DROP = """
-const [name, type, text] = arguments;
+const [name, type, text, place] = arguments;
 const transfer = new DataTransfer();
 transfer.items.add(new File([text], name, { type }));
 const event = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
-document.getElementById("scroller").dispatchEvent(event);
+document.getElementById(place).dispatchEvent(event);
 """
 PASTE = """
 const transfer = new DataTransfer();
@@ -157,9 +157,9 @@ class Page:
         """Waits until the newest answer is complete."""
         self.wait(f"{LAST_ANSWER}:not([aria-busy]) .actions .copy")
 
-    def drop(self, name: str, text: str, media_type: str = "text/plain") -> None:
-        """Drops a file on the page."""
-        self.browser.execute_script(DROP, name, media_type, text)
+    def drop(self, name: str, text: str, media_type: str = "text/plain", place: str = "scroller") -> None:
+        """Drops a file on the element with the id ``place``: by default on the conversation."""
+        self.browser.execute_script(DROP, name, media_type, text, place)
 
     def paste(self, text: str) -> bool:
         """Pastes into the message; returns whether the page took it as something else than text."""

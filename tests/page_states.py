@@ -81,13 +81,6 @@ SCRIPT = {
     "exploded": "One \N{COLLISION SYMBOL}",
 }
 LINES = "".join(json.dumps({"prompt": f"Say {n}", "completion": f"{n} fish"}) + "\n" for n in range(20))
-DROP = """
-const [name, text] = arguments;
-const transfer = new DataTransfer();
-transfer.items.add(new File([text], name));
-const event = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
-document.getElementById("finetune-drop").dispatchEvent(event);
-"""
 CHOOSE = """
 const [buttons, key] = arguments;
 const text = JSON.parse(document.getElementById("translations").textContent)[key];
@@ -260,7 +253,7 @@ def experts(stage: Stage) -> None:
 def finetune(stage: Stage) -> None:
     stage.choose("small", "tune_model")
     stage.page.wait("#finetune[open]")
-    stage.page.browser.execute_script(DROP, "chats.jsonl", LINES)
+    stage.page.drop("chats.jsonl", LINES, "", "finetune-drop")
     stage.page.wait("#finetune-plan dl")
     stage.click("#finetune summary")
 

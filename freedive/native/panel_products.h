@@ -9,7 +9,7 @@
 namespace freedive {
 
 constexpr int kBlockRows = 48;            // rows that one pass over a panel computes
-constexpr int kTaskPanels = kMostPanels;  // panels of a task, where rows are in bfloat16 and share their gathering
+constexpr int kTaskPanels = kMostPanels;  // most panels of a task, which share a block of rows
 
 // The products of one panel with a block of rows: [rows, 32].
 struct Products {

@@ -21,13 +21,6 @@ from freedive.server.library import routes as library_routes
 
 EVIL = "<img src=x onerror=alert(1)>"
 LINES = "".join(json.dumps({"prompt": f"Say {n}", "completion": f"{n} fish"}) + "\n" for n in range(20))
-DROP = """
-const [name, text] = arguments;
-const transfer = new DataTransfer();
-transfer.items.add(new File([text], name));
-const event = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
-document.getElementById("finetune-drop").dispatchEvent(event);
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +74,7 @@ def open_dialog(page: Page, name: str) -> None:
 
 
 def drop(page: Page, name: str, text: str) -> None:
-    page.browser.execute_script(DROP, name, text)
+    page.drop(name, text, "", "finetune-drop")
 
 
 def shows(page: Page, selector: str, text: str, seconds: float = PATIENCE_S) -> None:
