@@ -8,11 +8,13 @@ import httpx
 import pytest
 from browser import Page
 from echo_model import EchoModel, serving
+from patience import wait_until
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 import freedive
+from freedive.engine.watch import Watches
 
 ATTACK = "<img src=x onerror=window.owned=1>\n"
 LIT = """
@@ -153,22 +155,35 @@ def test_the_map_fits_a_phone_and_leaves_the_end_of_the_answer_in_view(slow: Pag
         slow.until(lambda: slow.browser.execute_script(gap) < 80)
 
 
+@pytest.fixture
+def patient_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the engine wait after the first token of an answer until somebody watches: a small model would have ended."""
+    is_watched, begun = Watches.__bool__, set[Watches]()
+
+    def waits_first(watches: Watches) -> bool:
+        if watches not in begun:
+            begun.add(watches)
+            wait_until(lambda: is_watched(watches))
+        return is_watched(watches)
+
+    monkeypatch.setattr(Watches, "__bool__", waits_first)
+
+
+@pytest.mark.usefixtures("patient_engine")
 def test_a_real_mixture_lights_its_experts_while_the_answer_streams(browser: webdriver.Chrome) -> None:
     with (
         freedive.load("nano", cache_tokens=4096) as model,
         serving(model) as url,
         httpx.Client(base_url=url) as http,
     ):
-        settings = {"sampling": {"max_tokens": 400, "ignore_eos": True}}
+        settings = {"sampling": {"max_tokens": 40, "ignore_eos": True}}
         id = http.post("/app/conversations", json={"settings": settings}).json()["id"]
         browser.get(f"{url}/health")
         browser.delete_all_cookies()
         browser.add_cookie({"name": "experts", "value": "open"})
         page = Page(browser, f"{url}/#{id}")
-        for number in range(20):  # until the page comes before the end
-            page.ask_and_wait(f"Hello {number}")
-            if page.count(".token"):
-                break
+        page.ask("Hello")
+        end(page)
         assert page.find("#experts-figures").text.startswith("3 layers of 16 experts")
         assert "disk" not in page.find("#experts-figures").text
         hover(page, 1)
