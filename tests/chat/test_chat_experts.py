@@ -157,7 +157,7 @@ def test_the_map_fits_a_phone_and_leaves_the_end_of_the_answer_in_view(slow: Pag
 
 @pytest.fixture
 def patient_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the engine wait after the first token of an answer until somebody watches: a small model would have ended."""
+    """The engine waits after the first token of an answer until somebody watches it: nano is too fast otherwise."""
     is_watched, begun = Watches.__bool__, set[Watches]()
 
     def waits_first(watches: Watches) -> bool:
