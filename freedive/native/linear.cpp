@@ -65,7 +65,7 @@ int task_panels(const Program& program, const RowSplit& split, int num_panels, i
 
 void multiply(const Program& program, const Matrix& matrix, int panel, const Input& input, std::span<const int> rows,
               Products& out) {
-    const void* x[kBlockRows] = {};
+    const void* x[kBlockRows];
     for (std::size_t r = 0; r < rows.size(); r++) x[r] = input.row(rows[r], is_quantised(matrix.weight.format));
     multiply(program, matrix, panel, x, int(rows.size()), out);
 }
@@ -77,18 +77,30 @@ ManyProducts multiply_rows(Program& program, int thread, const Matrix (&matrices
                          [&](int r, bool packed) { return input.row(rows[r], packed); });
 }
 
-}  // namespace
-
-void Epilogue::write(const Program& program, const float* x, const Buffer& to, int row, int first, int count) const {
+// Inlined, so that the loops over a whole panel are unrolled.
+inline __attribute__((always_inline)) void write_row(const Epilogue& epilogue, const Program& program, const float* x,
+                                                     const Buffer& to, int row, int first, int count) {
     const std::size_t at = std::size_t(row) * to.stride + first;
     float values[kPanelRows];
-    for (int i = 0; i < count; i++) values[i] = factor * x[i];
-    for (const int residual : residuals) {
+    for (int i = 0; i < count; i++) values[i] = epilogue.factor * x[i];
+    for (const int residual : epilogue.residuals) {
         const float* before = program.buffers[residual].memory.as<float>() + at;
         for (int i = 0; i < count; i++) values[i] += before[i];
     }
     float* out = to.memory.as<float>() + at;
     for (int i = 0; i < count; i++) out[i] = values[i];
+}
+
+}  // namespace
+
+void Epilogue::write(const Program& program, const float* x, const Buffer& to, int row, int first, int count) const {
+    write_row(*this, program, x, to, row, first, count);
+}
+
+void Epilogue::write_panel(const Program& program, const float* products, const Buffer& to, std::span<const int> rows,
+                           int panel) const {
+    for (std::size_t r = 0; r < rows.size(); r++)
+        write_row(*this, program, products + r * kPanelRows, to, rows[r], panel * kPanelRows, kPanelRows);
 }
 
 void Linear::run(Program& program, int thread) const {
@@ -103,24 +115,22 @@ void Linear::run(Program& program, int thread) const {
     if (exact) formats.in_bf16 = false;
     const Input input = ready(program, thread, in, norm, formats);
     const RowSplit split = program.split(in, exact);
-    const auto write = [&](const Output& o, int panel, int row, const float* products) {
-        epilogue.write(program, products, program.buffers[o.out], row, panel * kPanelRows, kPanelRows);
-    };
     const int width = task_panels(program, split, panels, kTaskPanels);
     for_panels(program, int(outputs.size()), width, panels_of, [&](int i, int first, int last) {
         const Matrix matrices[] = {matrix_of(program, outputs[i])};
+        const Buffer& out = program.buffers[outputs[i].out];
         for_blocks(split.in_bf16, kMostRows, [&](std::span<const int> rows) {
             const ManyProducts products = multiply_rows(program, thread, matrices, first, last, input, rows);
             for (std::size_t r = 0; r < rows.size(); r++)
                 for (int panel = first; panel < last; panel++)
-                    write(outputs[i], panel, rows[r], products.panel(0, panel) + r * kPanelRows);
+                    epilogue.write_panel(program, products.panel(0, panel) + r * kPanelRows, out, rows.subspan(r, 1),
+                                         panel);
         });
         for_blocks(split.others, kBlockRows, [&](std::span<const int> rows) {
             for (int panel = first; panel < last; panel++) {
                 Products products;
                 multiply(program, matrices[0], panel, input, rows, products);
-                for (std::size_t r = 0; r < rows.size(); r++)
-                    write(outputs[i], panel, rows[r], products.at + r * kPanelRows);
+                epilogue.write_panel(program, products.at, out, rows, panel);
             }
         });
     });

@@ -46,6 +46,9 @@ struct Epilogue {
     std::vector<int> residuals;
     // Writes columns [first, first + count) of one row.
     void write(const Program& program, const float* x, const Buffer& to, int row, int first, int count) const;
+    // Writes the products of a panel [rows, 32] to its columns of these rows.
+    void write_panel(const Program& program, const float* products, const Buffer& to, std::span<const int> rows,
+                     int panel) const;
 };
 
 // out_i = norm(in) weights_i^T + bias_i for weights that share an input.
