@@ -15,7 +15,7 @@
 namespace freedive {
 namespace {
 
-constexpr int kBlock = 64, kLanes = 16;
+constexpr int kBlock = kPeakBlock, kLanes = 16;
 constexpr int kBinBits = 18;  // low bits of a weight that its bin ignores: weights of a bin are within 3% of each other
 constexpr int kBins = (std::bit_cast<std::uint32_t>(1.0f) >> kBinBits) + 1;
 
@@ -29,25 +29,8 @@ struct Weights {
 
 int bin(float weight) { return int(std::bit_cast<std::uint32_t>(weight) >> kBinBits); }
 
-std::size_t num_blocks(std::size_t size) { return (size + kBlock - 1) / kBlock; }
-
 std::span<const float> block_of(std::span<const float> values, std::size_t index) {
     return values.subspan(index * kBlock, std::min<std::size_t>(kBlock, values.size() - index * kBlock));
-}
-
-float largest(std::span<const float> values) {
-    float lanes[kLanes];
-    std::fill_n(lanes, kLanes, values[0]);
-    std::size_t i = 0;
-    for (; i + kLanes <= values.size(); i += kLanes)
-        for (int j = 0; j < kLanes; j++) lanes[j] = lanes[j] < values[i + j] ? values[i + j] : lanes[j];
-    for (; i < values.size(); i++) lanes[0] = std::max(lanes[0], values[i]);
-    return *std::max_element(lanes, lanes + kLanes);
-}
-
-void find_peaks(std::span<const float> values, std::vector<float>& peaks) {
-    peaks.resize(num_blocks(values.size()));
-    for (std::size_t b = 0; b < peaks.size(); b++) peaks[b] = largest(block_of(values, b));
 }
 
 float kth_largest(std::span<const float> values, const std::vector<float>& peaks, int k) {
@@ -109,14 +92,21 @@ const Weights& weights_of(std::span<const float> logits, const Sampling& samplin
     static const Kernels& kernels = choose_kernels("");
     static thread_local Weights weights;  // kept, since getting fresh memory takes longer than the computation
     require(!logits.empty(), "there are no logits");
-    const float top = largest(logits), nothing = -std::numeric_limits<float>::infinity();
-    const std::size_t whole = logits.size() / kBlock * kBlock;
+    const std::size_t blocks = (logits.size() + kBlock - 1) / kBlock, whole = logits.size() / kBlock * kBlock;
     float rest[kBlock];
-    std::fill(std::copy(logits.begin() + whole, logits.end(), rest), rest + kBlock, nothing);
-    weights.values.resize(num_blocks(logits.size()) * kBlock);
-    kernels.weigh(logits.data(), int(whole), top, sampling.temperature, weights.values.data());
-    if (whole < logits.size()) kernels.weigh(rest, kBlock, top, sampling.temperature, weights.values.data() + whole);
-    find_peaks(weights.values, weights.peaks);
+    std::fill(std::copy(logits.begin() + whole, logits.end(), rest), rest + kBlock,
+              -std::numeric_limits<float>::infinity());
+    weights.values.resize(blocks * kBlock), weights.peaks.resize(blocks);
+    const auto find_peaks = [&](const float* whole_blocks, const float* last) {
+        kernels.peaks(whole_blocks, int(whole), weights.peaks.data());
+        if (whole < logits.size()) kernels.peaks(last, kBlock, weights.peaks.data() + blocks - 1);
+    };
+    find_peaks(logits.data(), rest);
+    const float top = *std::max_element(weights.peaks.begin(), weights.peaks.end());
+    float* values = weights.values.data();
+    kernels.weigh(logits.data(), int(whole), top, sampling.temperature, values);
+    if (whole < logits.size()) kernels.weigh(rest, kBlock, top, sampling.temperature, values + whole);
+    find_peaks(values, values + whole);
 
     weights.floor = std::numeric_limits<float>::min();
     const auto raise = [&](float floor) { weights.floor = std::max(weights.floor, floor); };

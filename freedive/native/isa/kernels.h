@@ -103,6 +103,8 @@ struct DeltaTask {
     float* out;  // may be null
     std::ptrdiff_t out_stride;
 };
+constexpr int kPeakBlock = 64;
+
 // A decay is exp(-rate * softplus(x + bias)), or exp(bound * sigmoid(rate * (x + bias))) if `bound` is not 0.
 struct DecayGate {
     const float *rate, *bias;
@@ -126,8 +128,9 @@ struct Kernels {
     void (*glu)(Glu glu, const float* gate, const float* up, int n, float* out);  // n is a multiple of 16
     void (*softcap)(const float* x, int n, float cap, float* out);                // likewise
     void (*weigh)(const float* x, int n, float top, float unit, float* out);      // exp((x - top) / unit); likewise
-    void (*to_half)(const float* x, int n, std::uint16_t* out);                   // saturates; n any
-    void (*from_half)(const std::uint16_t* x, int n, float* out);                 // n is a multiple of 16
+    void (*peaks)(const float* x, int n, float* out);  // out[i] = the largest of block i of kPeakBlock; n is a multiple
+    void (*to_half)(const float* x, int n, std::uint16_t* out);    // saturates; n any
+    void (*from_half)(const std::uint16_t* x, int n, float* out);  // n is a multiple of 16
     // Fold what a split's keys contribute into the states of the rows; of a latent task these are heads of one row.
     void (*attend[kNumCacheFormats])(const AttendTask& task, AttendPartial* states);
     void (*attend_latent[kNumCacheFormats - 1])(const AttendTask& task, AttendPartial* states);  // not of int8

@@ -44,6 +44,7 @@ constexpr Kernels table(const char* name) {
                     glu,
                     softcap,
                     weigh,
+                    peaks,
                     to_half,
                     from_half,
                     {attend<float>, attend<std::uint16_t>, attend_int8},

@@ -92,6 +92,14 @@ void weigh(const float* x, int n, float top, float unit, float* out) {
     for (int i = 0; i < n; i += 16) f_store(out + i, f_exp(f_div(f_sub(f_load(x + i), most), divisor)));
 }
 
+void peaks(const float* x, int n, float* out) {
+    for (int i = 0; i < n; i += kPeakBlock) {
+        F top = f_load(x + i);
+        for (int j = i + 16; j < i + kPeakBlock; j += 16) top = f_max(f_load(x + j), top);
+        out[i / kPeakBlock] = f_max_lanes(top);
+    }
+}
+
 void to_half(const float* x, int n, std::uint16_t* out) {
     const F limit = f_set(65504.0f), negative = f_set(-65504.0f);
     float rest[16] = {};
