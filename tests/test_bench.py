@@ -20,7 +20,8 @@ from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.packed import FORMATS, pack
 from freedive.checkpoint.rules import canonical_tensors
 from freedive.checkpoint.tensor import Tensor
-from freedive.commands.trace import average
+from freedive.commands.trace import OperationSummary, average
+from freedive.commands.trace import print_tables as print_trace
 from freedive.errors import UserError
 from freedive.families import describe, describe_config
 from freedive.model.params import params
@@ -133,6 +134,18 @@ def test_a_trace_adds_up(smollm2_path: Path) -> None:
         assert sum(each["kind"] == "head" for each in step["operations"]) == 1
         assert [each["count"] for each in step["operations"] if each["kind"] == "ffn.down"] == [30]
     assert 90e6 < report["steps"]["writing a token after 40"]["bytes"] < 110e6  # the model, and a short cache
+
+
+def test_a_trace_shows_every_figure_whole_however_long_a_name_is(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "attn.in_q+in_k+in_v+in_beta+in_decay+in_gate"
+    print_trace({"reading": [OperationSummary(name, 123456, 7.654321, 5e10, 4e11)]}, 48)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(figure in shown for figure in ("123456", "7654.321", "100.0%", "6.5", "14%", "0.105"))
+    rows = shown.splitlines()
+    rules = [index for index, row in enumerate(rows) if row.strip().startswith("──")]
+    assert "".join(row.split()[0] for row in rows[rules[0] + 1 : rules[1]]) == name
 
 
 def test_a_trace_that_does_not_fit_is_refused_in_one_line(smollm2_path: Path) -> None:

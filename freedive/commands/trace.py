@@ -21,6 +21,9 @@ from freedive.ops.trace import Operation
 BANDWIDTH_MEGABYTES = 512
 """Megabytes that are read to measure memory bandwidth; more than the caches hold."""
 
+MOST_NAME_COLUMNS = 24
+"""Columns of an operation's name in a table: longer names go on in the next line, so that figures are never cut."""
+
 
 def bandwidth(threads: int) -> float:
     """Returns the memory bandwidth in GB/s of ``threads`` that read together."""
@@ -166,7 +169,7 @@ def print_tables(steps: Mapping[str, Sequence[OperationSummary]], bandwidth: flo
     for title, summaries in steps.items():
         step, begin = total(summaries), 0.0
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=0, show_footer=True)
-        table.add_column("", step.kind, no_wrap=True)
+        table.add_column("", step.kind, overflow="fold", max_width=MOST_NAME_COLUMNS)
         columns = ("count", "ms", "share", "", "GB/s", f"of {bandwidth:.0f}", "TOPS")
         for name, footer in zip(columns, (*_times(step, step), "", *_speeds(step, bandwidth)), strict=True):
             table.add_column(name, footer, justify="right", no_wrap=True)
