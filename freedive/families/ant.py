@@ -64,10 +64,12 @@ def _clamped(layer: Layer, limit: float, shared_limit: float) -> Layer:
 
 
 def _delta_rule(config: Config) -> DeltaRule:
-    """Reads the derived keys such as ``linear_head_dim`` that transformers adds when it saves a configuration."""
-    heads = config.count("linear_num_heads", config.count("num_attention_heads", most=4096), most=4096)
-    dim = config.count("linear_head_dim", config.count("head_dim", most=4096), most=4096)
-    kernel = config.count("linear_conv_kernel_dim", config.count("short_conv_kernel_size", least=2), least=2, most=16)
+    """Reads the derived keys such as ``linear_head_dim`` that transformers adds when it saves a configuration, and then
+    not those that they replace.
+    """
+    heads = config.count(config.first("linear_num_heads", "num_attention_heads"), most=4096)
+    dim = config.count(config.first("linear_head_dim", "head_dim"), most=4096)
+    kernel = config.count(config.first("linear_conv_kernel_dim", "short_conv_kernel_size"), least=2, most=16)
     bound = config.number("kda_lower_bound", least=-100, most=-1e-3)
     return DeltaRule(
         heads,
@@ -185,7 +187,7 @@ BAILING_HYBRID = Family(
     defaults=_DEFAULTS,
     ignorable=(
         *("embedding_dropout", "max_window_layers", "mtp_loss_scaling_factor", "num_mtp_layers", "output_dropout"),
-        *("partial_rotary_factor", "qk_head_dim", "rotary_dim", "router_dtype"),
+        *("head_dim", "partial_rotary_factor", "qk_head_dim", "rotary_dim", "router_dtype", "short_conv_kernel_size"),
     ),
     fixed=_FIXED,
     mtp_layer=_mtp_layer,

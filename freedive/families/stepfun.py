@@ -60,23 +60,20 @@ def _num_mtp(config: Config) -> int:
     return config.count("num_nextn_predict_layers", 0, least=0, most=64)
 
 
-def _num_listed(config: Config) -> int:
-    """Returns the length of lists by layer: the maker's have the blocks of multi-token prediction too."""
-    return num_layers(config) + (0 if "mtp_layer_types" in config else _num_mtp(config))
-
-
 def _kinds(config: Config, key: str, known: tuple[str, str], otherwise: list[str]) -> list[str]:
-    """Returns one of ``known`` for each block; transformers lists those of multi-token prediction apart."""
-    total = num_layers(config)
-    listed = config.choices(key, _num_listed(config), known) or otherwise
-    further = config.choices(f"mtp_{key}", _num_mtp(config), known) or listed[total:] or otherwise[total:]
-    return [*listed[:total], *further]
+    """Returns one of ``known`` for each block: the maker's list goes on beyond the layers, transformers has another."""
+    total, apart = num_layers(config), f"mtp_{key}"
+    listed = config.choices(key, max(total, config.length(key)), known) or otherwise
+    further = config.choices(apart, max(_num_mtp(config), config.length(apart)), known) or listed[total:]
+    kinds = [*listed[:total], *further]
+    return [*kinds, *otherwise[len(kinds) :]][: len(otherwise)]
 
 
 def _limits(config: Config, key: str) -> list[float]:
     """Returns the limit of each block, 0 for none."""
-    listed = config.numbers(key, _num_listed(config), least=0, most=1e4) or []
-    return [*listed, *[0.0] * (num_layers(config) + _num_mtp(config) - len(listed))]
+    total, num_mtp = num_layers(config), _num_mtp(config)
+    listed = config.numbers(key, max(total, config.length(key)), least=0, most=1e4) or [0.0] * total
+    return [*listed, *[0.0] * num_mtp][: total + num_mtp]
 
 
 def _feeders(config: Config) -> list[str]:
@@ -119,11 +116,13 @@ def _attentions(config: Config) -> list[Attention]:
 
 def _ropes(config: Config, head_dim: int, types: Sequence[str]) -> Mapping[str, Rope]:
     """Returns the rotary embedding of each type of layer; the maker lists the settings by layer."""
-    table, blocks = config.section("rope_parameters"), _num_listed(config)
+    table = config.section("rope_parameters")
     if any(kind in table for kind in types):
         return {kind: rope(config, head_dim, kind=kind, partial=True) for kind in dict.fromkeys(types)}
-    thetas = config.numbers("rope_theta", blocks, least=2, most=1e12) or [1e4] * blocks
-    parts = config.numbers("partial_rotary_factors", blocks, least=1e-3, most=1) or [1.0] * blocks
+    thetas, parts = (
+        config.numbers(key, max(len(types), config.length(key)), least=least, most=most) or [default] * len(types)
+        for key, least, most, default in (("rope_theta", 2, 1e12, 1e4), ("partial_rotary_factors", 1e-3, 1, 1.0))
+    )
     config.choices("yarn_only_types", 1, (FULL,))
     found = {}
     for kind in dict.fromkeys(types):
