@@ -114,8 +114,10 @@ _LINEARS = {"in_decay": "f_proj", "in_gate": "g_proj"}
 
 def _hub_rules(spec: ModelSpec) -> Rules:
     """Returns the rules; what transformers saves has other names of outputs, and in its own form of modules."""
-    names = {"out": (f"{_ATTN}.o_proj", f"{_ATTN}.dense", f"{_OWN}.o_proj")}
-    names["gate"] = (f"{_ATTN}.g_proj", f"{_OWN}.g_proj")
+    names: dict[str, Sequence[str]] = {
+        "out": (f"{_ATTN}.o_proj", f"{_ATTN}.dense", f"{_OWN}.o_proj"),
+        "gate": (f"{_ATTN}.g_proj", f"{_OWN}.g_proj"),
+    }
     return [
         *delta_rules(spec, _ATTN, (0,), _LINEARS),
         *latent_rules(spec, f"{_ATTN}.kv_b_proj.weight"),
@@ -181,7 +183,7 @@ def _gguf_implied(config: Config) -> Mapping[str, Any]:
 
 BAILING_HYBRID = Family(
     name="bailing_hybrid",
-    models="Ling-3.0-Flash",
+    models="Ling 3.0: tiny, Flash",
     architectures=("BailingMoeV3ForCausalLM", "BailingHybridForCausalLM"),
     spec=_bailing_hybrid,
     defaults=_DEFAULTS,

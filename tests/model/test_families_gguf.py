@@ -278,6 +278,13 @@ def test_latent_attention_is_scaled_by_yarn_as_the_maker_says() -> None:
     assert (without.scale, without.rope.factor) == (plain.scale, pytest.approx(0.1 * np.log(4) + 1))
 
 
+def test_limits_are_given_by_block_and_those_of_ling_3_end_before_the_block_that_drafts() -> None:
+    limits = {"swiglu_clamp_exp": [0.0, 0.0, 4.0, 0.0], "swiglu_clamp_shexp": [0.0, 0.0, 5.0, 0.0]}
+    blocks = {"block_count": 4, "nextn_predict_layers": 1, "attention__head_count_kv": [0, 0, 1, 1]}
+    ffns = [layer.ffn for layer in read_spec(changed("bailing_hybrid", **limits, **blocks)).layers]
+    assert [(ffn.expert.limit, ffn.shared.limit) for ffn in ffns[1:]] == [(0, 0), (4, 5)]
+
+
 def attentions(checkpoint: Checkpoint) -> list[Attention]:
     return [layer.mixer for layer in read_spec(checkpoint).layers if isinstance(layer.mixer, Attention)]
 
