@@ -11,7 +11,7 @@ from freedive.families.config import Config
 from freedive.families.deepseek import DENSE, SPARSE, decoder, unbiased_router
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
-from freedive.families.names import MtpModule, Naming
+from freedive.families.names import GGUF, MtpModule, Naming
 from freedive.families.parts import FULL, SLIDING, attention, num_layers, window
 from freedive.families.rope import plain_rope, rope
 from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec, Rope
@@ -92,6 +92,7 @@ def _gguf_implied(config: Config) -> Mapping[str, Any]:
 
 
 _MTP = "model.mtp.layers.0."
+_QKV = tuple(f"layers.{{}}.attn.{name}" for name in "qkv")
 
 _DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-5,
@@ -138,6 +139,10 @@ MIMO_V2_FLASH = Family(
     ),
     gguf=Gguf(
         {"layers.{}.mtp.norm": "blk.{}.layer_output_norm.weight"},
+        lambda spec: [
+            *(Rule(GGUF[name], (name,)) for name in _QKV),
+            Rule("blk.{}.attn_qkv.weight", _QKV),  # files whose drafting layers llama.cpp runs
+        ],
         architecture="mimo2",
         keys={
             "attention.head_count_kv": "num_key_value_heads_per_block",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 from published import active_billions, hollow, total_billions
 from test_families_files import saved
+from tiny_gguf import save_both
+from tiny_models import float_tensor
 
 from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
 from freedive.checkpoint.tensor import Checkpoint, Tensor
 from freedive.errors import UserError
@@ -146,6 +151,20 @@ def test_step_has_more_heads_in_windows_and_clamps_in_its_last_layers() -> None:
         "clamped_silu",
     )
     assert (ffns[2].expert.limit, ffns[2].shared.limit) == (7, 16)
+
+
+def test_mimos_gguf_files_may_have_q_k_and_v_in_one_tensor() -> None:
+    with TemporaryDirectory() as folder:
+        checkpoint = open_checkpoint(save_both("mimo_v2_flash", Path(folder)))
+        model, rules = describe(checkpoint)
+        expected = {key: dequantize(each) for key, each in canonical_tensors(checkpoint, model, rules).items()}
+    fused = maker_tensors({key: float_tensor(key, each) for key, each in expected.items()}, rules)
+    for block in range(4):
+        parts = [dequantize(fused.pop(f"blk.{block}.attn_{name}.weight")) for name in "qkv"]
+        name = f"blk.{block}.attn_qkv.weight"
+        fused[name] = float_tensor(name, np.concatenate(parts))
+    for key, tensor in canonical_tensors(replace(checkpoint, tensors=fused), model, rules).items():
+        np.testing.assert_array_equal(dequantize(tensor), expected[key], err_msg=key)
 
 
 @pytest.mark.parametrize("further", [0, 1, 3])
