@@ -82,6 +82,7 @@ ARCHITECTURES: dict[str, tuple[str, Settings]] = {
     "lfm2": ("lfm2", {"conv_bias": False}),
     "lfm2_moe": ("lfm2moe", {"routed_scaling_factor": 1.0}),
     "kimi_linear": ("kimi-linear", {"linear_num_heads": 4}),
+    "bailing_hybrid": ("bailingmoe3", {}),
     "qwen3_next": ("qwen3next", {"mlp_only_layers": [], "linear_value_head_dim": 16}),
     "qwen3_5": ("qwen35", {}),
     "qwen3_5_moe": ("qwen35moe", {}),
@@ -656,6 +657,18 @@ def _kimi_linear(config: Settings) -> dict[str, Any]:
     }
 
 
+def _bailing_moe_v3(config: Settings) -> dict[str, Any]:
+    keys = (
+        ("attention.q_lora_rank", "q_lora_rank"),
+        ("expert_group_count", "num_expert_group"),
+        ("expert_shared_feed_forward_length", "moe_intermediate_size"),
+        ("expert_weights_norm", "moe_renormalize"),
+        ("kda.safe_gate", "kda_safe_gate"),
+        ("kda.gate_lower_bound", "kda_lower_bound"),
+    )
+    return {**_kimi_linear(config), **_present(config, keys)}
+
+
 EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "llama": _llama,
     "smollm3": _llama,
@@ -692,6 +705,7 @@ EXTRA: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "lfm2": _lfm2,
     "lfm2moe": _lfm2_moe,
     "kimi-linear": _kimi_linear,
+    "bailingmoe3": _bailing_moe_v3,
     "qwen3next": _qwen_next,
     "qwen35": _qwen3_5,
     "qwen35moe": _qwen3_5,

@@ -1,4 +1,4 @@
-"""Tiny models of transformers with a layer of multi-token prediction, as five makers write it."""
+"""Tiny models of transformers with a layer of multi-token prediction, as six makers write it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,29 @@ IN_MODULE |= {"shared_head.norm": "norm"}
 """DeepSeek's names of what is around the layer -> those in Qwen's module ``mtp``."""
 
 QWEN = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
-"""Models with such a module, whose norms multiply by 1 + weight."""
+"""Models with such a module."""
 
-MIMO = "mimo_v2_flash"
-"""Its module has a window and a dense network."""
+MIMO, STEP = "mimo_v2_flash", "step3p7"
+WINDOWED = (MIMO, STEP)
+"""Models whose layer has a window and a dense network, and reads states that no norm has changed."""
 
-LAST_NORM = {"bailing_moe_v2": "final_layernorm"}
+GAIN = dict.fromkeys((*QWEN, STEP), 1.0)
+"""What is added to the weights of norms."""
+
+LAST_NORM = {
+    "bailing_moe_v2": "final_layernorm",
+    "bailing_hybrid": "final_layernorm",
+    STEP: "transformer.shared_head.norm",
+}
 """Other names than ``shared_head.norm`` of the norm after the layer."""
+
+BEYOND: dict[str, Any] = {
+    "layer_types": "sliding_attention",
+    "mlp_layer_types": "dense",
+    "swiglu_limits": 0.125,
+    "swiglu_limits_shared": 0.25,
+}
+"""What Step's lists by layer say of its layer."""
 
 
 @dataclass
@@ -54,16 +70,20 @@ class WithMtp:
         torch."""
         model, eps = self.maker.model, self.maker.config.rms_norm_eps
         with torch.no_grad():
+            states: list[torch.Tensor] = []
+            norm_of_head = model.norm.register_forward_pre_hook(lambda _, args: states.append(args[0]))
             state = model(torch.tensor([tokens])).last_hidden_state
+            norm_of_head.remove()
+            state = states[0] if self.spec.family in WINDOWED else state
             token = model.embed_tokens(torch.tensor([following]))
-            gain = 1.0 if self.spec.family in QWEN else 0.0
+            gain = GAIN.get(self.spec.family, 0.0)
             pair = [norm(token, gain + self.around["enorm"], eps), norm(state, gain + self.around["hnorm"], eps)]
             x = torch.cat(pair, -1) @ self.around["eh_proj"].T
             places = torch.arange(len(tokens))[None]
             mask = torch.full((len(tokens), len(tokens)), -torch.inf).triu(1)[None, None]
-            if self.spec.family == MIMO:
+            if self.spec.family in WINDOWED:
                 mask += torch.full_like(mask, -torch.inf).tril(-self.maker.config.sliding_window)
-            kind = ("sliding_attention",) if self.spec.family == MIMO else ()
+            kind = ("sliding_attention",) if self.spec.family in WINDOWED else ()
             turns = model.rotary_emb(
                 x, places.expand(3, 1, -1) if self.spec.family.startswith("qwen3_5") else places, *kind
             )
@@ -77,15 +97,15 @@ def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
-def further_layer(maker: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+def further_layer(name: str, maker: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """Returns a layer shaped like the last one with attention, with other weights, and the norms and projection around
     it, by makers' names."""
     index, last = max((i, layer) for i, layer in enumerate(maker.model.layers) if hasattr(layer, "self_attn"))
     dim, generator = maker.config.hidden_size, torch.Generator().manual_seed(3)
-    is_mimo = maker.config.model_type == MIMO
-    layer = type(last)(dense_window(maker.config) if is_mimo else maker.config, layer_idx=index).eval()
+    is_windowed = name in WINDOWED
+    layer = type(last)(dense_window(maker.config) if is_windowed else maker.config, layer_idx=index).eval()
     with torch.no_grad():
-        if is_mimo:
+        if is_windowed:
             for weight in layer.state_dict().values():
                 noise = torch.randn(weight.shape, generator=generator)
                 weight.copy_(1.5 * noise / weight.shape[-1] ** 0.5 if weight.ndim > 1 else 1 + 0.3 * noise)
@@ -98,7 +118,7 @@ def further_layer(maker: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]
 
 
 def dense_window(config: Any) -> Any:
-    """Returns the configuration of MiMo with a window and a dense network in each layer."""
+    """Returns the configuration with a window and a dense network in each layer."""
     changed = copy.deepcopy(config)
     changed.layer_types = ["sliding_attention"] * len(config.layer_types)
     changed.mlp_layer_types = ["dense"] * len(config.mlp_layer_types)
@@ -123,11 +143,20 @@ def add_module_of_mimo(checkpoint: Checkpoint, layer: torch.nn.Module, around: d
 
 
 def add_layer(
-    checkpoint: Checkpoint, index: int, layer: torch.nn.Module, around: dict[str, torch.Tensor], last_norm: str
+    checkpoint: Checkpoint,
+    index: int,
+    layer: torch.nn.Module,
+    around: dict[str, torch.Tensor],
+    last_norm: str,
+    beyond: dict[str, Any],
 ) -> None:
-    """Adds the layer to ``checkpoint``, with the copies of embedding and head that such files contain."""
+    """Adds the layer to ``checkpoint``, with the copies of embedding and head that such files contain.
+
+    ``beyond`` is added to the configuration's lists by layer.
+    """
     around = {last_norm if key == "shared_head.norm" else key: value for key, value in around.items()}
     checkpoint.config["num_nextn_predict_layers"] = 1
+    checkpoint.config.update({key: [*checkpoint.config[key], kind] for key, kind in beyond.items()})
     further = {**layer.state_dict(), **{f"{key}.weight": value for key, value in around.items()}}
     further["embed_tokens.weight"] = further["shared_head.head.weight"] = torch.zeros(2, 2)
     named = {f"model.layers.{index}.{key}": value.numpy() for key, value in further.items()}
@@ -140,14 +169,15 @@ def with_mtp(name: str) -> WithMtp:
     transformers saved."""
     with TemporaryDirectory() as folder:
         maker = save(name, Path(folder))
-        layer, around = further_layer(maker)
+        layer, around = further_layer(name, maker)
         checkpoint = open_checkpoint(Path(folder))
         if name == MIMO:
             add_module_of_mimo(checkpoint, layer, around)
         elif name in QWEN:
             add_module(checkpoint, layer, around)
         else:
-            add_layer(checkpoint, len(maker.model.layers), layer, around, LAST_NORM.get(name, "shared_head.norm"))
+            last_norm, beyond = LAST_NORM.get(name, "shared_head.norm"), BEYOND if name == STEP else {}
+            add_layer(checkpoint, len(maker.model.layers), layer, around, last_norm, beyond)
         model, rules = describe(checkpoint)
         tensors = canonical_tensors(checkpoint, model, rules)
         return WithMtp(maker, layer, around, model, {key: dequantize(one).copy() for key, one in tensors.items()})

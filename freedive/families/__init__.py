@@ -34,7 +34,7 @@ from freedive.families.minimax import MINIMAX_M2
 from freedive.families.mistral import MINISTRAL3, MISTRAL4
 from freedive.families.moonshot import KIMI_LINEAR
 from freedive.families.muse import MUSE_GLIMMER
-from freedive.families.names import GGUF_EH_PROJ, Naming, gguf_rules, hub_rules, text_rules
+from freedive.families.names import GGUF_EH_PROJ, gguf_rules, hub_rules, text_rules
 from freedive.families.olmo import FLEX_OLMO, OLMO2, OLMO3, OLMOE
 from freedive.families.openai import GPT_OSS
 from freedive.families.parts import FULL
@@ -129,10 +129,10 @@ def describe(checkpoint: Checkpoint) -> tuple[ModelSpec, Rules]:
     """
     if checkpoint.kind == "gguf":
         family, config = _read_gguf(checkpoint)
-        spec = _with_mtp(family, config, checkpoint, family.gguf, GGUF_EH_PROJ)
+        spec = _with_mtp(family, config, checkpoint, GGUF_EH_PROJ)
         return spec, gguf_rules(spec, family.gguf, _num_mtp_layers(config))
     family, config = _read(checkpoint.config)
-    spec = _with_mtp(family, config, checkpoint, family.hub, family.hub.mtp_mark)
+    spec = _with_mtp(family, config, checkpoint, family.hub.mtp_mark)
     rules = hub_rules(spec, family.hub, _num_mtp_layers(config))
     if not _is_wrapped(checkpoint.config):
         return spec, rules
@@ -198,13 +198,13 @@ def _unused_windows(spec: ModelSpec) -> dict[str, Any]:
     return {"layer_types": [FULL] * len(spec.layers), "use_sliding_window": False}
 
 
-def _with_mtp(family: Family, config: Config, checkpoint: Checkpoint, naming: Naming, mark: str) -> ModelSpec:
+def _with_mtp(family: Family, config: Config, checkpoint: Checkpoint, mark: str) -> ModelSpec:
     """Returns the specification, with an MTP layer if the checkpoint has the tensor ``mark`` of one."""
     spec = _spec(family, config)
     announced = bool(family.hub.mtp_module) or _num_mtp_layers(config) > 0
-    if not (family.runs_mtp and naming.reads_mtp and announced and mark.format(len(spec.layers)) in checkpoint.tensors):
+    if not (family.runs_mtp and announced and mark.format(len(spec.layers)) in checkpoint.tensors):
         return spec
-    return replace(spec, mtp=family.mtp_layer(spec))
+    return replace(spec, mtp=family.mtp_layer(config, spec))
 
 
 def _num_mtp_layers(config: Config) -> int:

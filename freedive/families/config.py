@@ -109,6 +109,11 @@ class Config:
             raise self._impossible(key, value, f"{length} of {', '.join(known)}")
         return value
 
+    def length(self, key: str) -> int:
+        """Returns the number of entries of the list ``key``, 0 if it is absent or no list."""
+        value = self._values.get(key)
+        return len(value) if isinstance(value, list) else 0
+
     def indices(self, key: str, length: int) -> list[int]:
         """Returns a list of whole numbers below ``length``; an empty list if the key is absent."""
         value = self._get(key, [])

@@ -12,7 +12,7 @@ from freedive.families.names import Naming
 from freedive.model.spec import Attention, LatentAttention, Layer, ModelSpec
 
 
-def last_with_attention(spec: ModelSpec) -> Layer:
+def last_with_attention(config: Config, spec: ModelSpec) -> Layer:
     """Returns the last layer that has attention; most MTP layers have its shape."""
     return next(layer for layer in reversed(spec.layers) if isinstance(layer.mixer, Attention | LatentAttention))
 
@@ -21,11 +21,12 @@ def last_with_attention(spec: ModelSpec) -> Layer:
 class Family:
     """A family of models with the same architecture.
 
-    ``name`` is the model_type in config.json. ``models`` names well-known members. ``architectures`` are other names in
-    config.json: class names and equivalent types. ``spec`` makes the specification from a configuration. ``defaults``
-    are the values of absent keys in these classes. ``ignorable`` keys do not change the computation. ``fixed`` keys are
-    allowed only with the given value. MTP layers are not read unless ``runs_mtp``; ``mtp_layer`` makes the description
-    of one from that of the model. ``hub`` and ``gguf`` are the naming of tensors in the two kinds of files.
+    ``name`` is the model_type in config.json. ``models`` names well-known members. ``architectures`` are other
+    names in config.json: class names and equivalent types. ``spec`` makes the specification from a configuration.
+    ``defaults`` are the values of absent keys in these classes. ``ignorable`` keys do not change the computation.
+    ``fixed`` keys are allowed only with the given value. MTP layers are not read unless ``runs_mtp``; ``mtp_layer``
+    makes the description of one from the configuration and the description of the model. ``hub`` and ``gguf`` are
+    the naming of tensors in the two kinds of files.
     """
 
     name: str
@@ -36,6 +37,6 @@ class Family:
     ignorable: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     runs_mtp: bool = True
-    mtp_layer: Callable[[ModelSpec], Layer] = last_with_attention
+    mtp_layer: Callable[[Config, ModelSpec], Layer] = last_with_attention
     hub: Naming = field(default_factory=Naming)
     gguf: Gguf = field(default_factory=Gguf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freedive.checkpoint.rule_steps import Exp, Flatten, Scale, Taps
+from freedive.checkpoint.rule_steps import Exp, Flatten, Scale, Step, Taps
 from freedive.checkpoint.rules import Rule, Rules
 from freedive.families.config import Config
 from freedive.families.deepseek import DENSE, SPARSE
@@ -133,38 +133,35 @@ def _hub_rules(spec: ModelSpec) -> Rules:
     return delta_rules(spec, _SELF, (1, 1, 0, 1), _LINEARS)
 
 
-def _implied(config: Config) -> dict[str, Any]:
-    """Returns the layer types; llama.cpp lists key-value heads by layer, 0 for layers without latent attention."""
-    heads = config.numbers("kv_heads_by_layer", num_layers(config), least=0, most=1) or []
+def gguf_implied(config: Config) -> dict[str, Any]:
+    """Returns the layer types; llama.cpp lists key-value heads by block, 0 for blocks without latent attention."""
+    heads = config.numbers("kv_heads_by_layer", config.count("num_blocks"), least=0, most=1) or []
     head_dim, rope_dim = config.count("mla_key_length"), config.count("qk_rope_head_dim")
     return {
-        "layer_types": [FULL if count else LINEAR for count in heads],
+        "layer_types": [FULL if count else LINEAR for count in heads[: num_layers(config)]],
         "linear_num_heads": config.count("num_attention_heads", most=4096),
         "qk_nope_head_dim": max(head_dim - rope_dim, 0),
     }
 
 
-def _gguf_rules(spec: ModelSpec) -> Rules:
+def gguf_delta_rules(spec: ModelSpec, *rate_steps: Step) -> Rules:
+    """Returns the rules of convolutions and rates, to which ``rate_steps`` apply."""
     delta = next((layer.mixer for layer in spec.layers if isinstance(layer.mixer, DeltaRule)), None)
     if delta is None:
         return []
-    taps, rate = (Taps(delta.kernel, (1,)),), (Flatten((delta.num_value_heads, 1)), Scale(-1.0))
+    taps, rate = (Taps(delta.kernel, (1,)),), (Flatten((delta.num_value_heads, 1)), *rate_steps)
     convs = [Rule(f"blk.{{}}.ssm_conv1d_{name}.weight", _ours(f"{name}_conv"), taps) for name in "qkv"]
     return [*convs, Rule("blk.{}.ssm_a", _ours("rate"), rate)]
 
 
-_GGUF_NAMES = {
+GGUF_NAMES = {
     **{f"layers.{{}}.attn.in_{name}": f"blk.{{}}.attn_{name}.weight" for name in "qkv"},
-    **{
-        f"layers.{{}}.attn.{name}": f"blk.{{}}.ssm_{linear.removesuffix('_proj')}.weight"
-        for name, linear in _LINEARS.items()
-    },
     "layers.{}.attn.in_beta": "blk.{}.ssm_beta.weight",
     "layers.{}.attn.dt_bias": "blk.{}.ssm_dt.bias",
     "layers.{}.attn.out_norm": "blk.{}.ssm_norm.weight",
     "layers.{}.attn.out": "blk.{}.attn_output.weight",
 }
-_GGUF_KEYS: Mapping[str, str | None] = {
+GGUF_KEYS: Mapping[str, str | None] = {
     "attention.head_count_kv": "kv_heads_by_layer",
     "attention.q_lora_rank": "q_lora_rank",
     "attention.kv_lora_rank": "kv_lora_rank",
@@ -175,6 +172,10 @@ _GGUF_KEYS: Mapping[str, str | None] = {
     "rope.dimension_count": "qk_rope_head_dim",
     "ssm.conv_kernel": "linear_conv_kernel_dim",
     "kda.head_dim": "linear_head_dim",
+}
+_GGUF_LINEARS = {
+    f"layers.{{}}.attn.{name}": f"blk.{{}}.ssm_{linear.removesuffix('_proj')}.weight"
+    for name, linear in _LINEARS.items()
 }
 
 _RENAMES = {
@@ -211,5 +212,11 @@ KIMI_LINEAR = Family(
     ignorable=("head_dim", "qk_head_dim", "rope_theta", "rope_parameters", "rope_scaling"),
     fixed={"mla_use_nope": True, "use_grouped_topk": True},
     hub=Naming(_RENAMES, _hub_rules),
-    gguf=Gguf(_GGUF_NAMES, _gguf_rules, architecture="kimi-linear", keys=_GGUF_KEYS, implied=_implied),
+    gguf=Gguf(
+        {**GGUF_NAMES, **_GGUF_LINEARS},
+        lambda spec: gguf_delta_rules(spec, Scale(-1.0)),
+        architecture="kimi-linear",
+        keys=GGUF_KEYS,
+        implied=gguf_implied,
+    ),
 )

@@ -154,13 +154,12 @@ class Naming:
     ``renames`` maps single tensors. ``rules`` returns, for a specification, the rules of tensors that contain several
     weights, need a conversion, or are not read. They precede the common rules: if several rules match a weight, the
     first one whose tensor exists is used. With ``mtp_module``, the MTP layer is a module of its own (Qwen) instead of a
-    further layer (DeepSeek). Without ``reads_mtp``, its names are not known, and it is not read.
+    further layer (DeepSeek).
     """
 
     renames: Names = field(default_factory=dict)
     rules: Callable[[ModelSpec], Rules] = lambda spec: ()
     mtp_module: MtpModule | None = None
-    reads_mtp: bool = True
 
     @property
     def mtp_mark(self) -> str:

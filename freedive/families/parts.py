@@ -110,6 +110,11 @@ def with_shared(moe: Experts, num_shared: int, *, bias: bool = False) -> Experts
     return replace(moe, shared=shared)
 
 
+def clamped(ffn: FeedForward, limit: float) -> FeedForward:
+    """Returns ``ffn`` with silu(gate) and up clamped to ``limit``, unless it is 0."""
+    return replace(ffn, activation="clamped_silu", limit=limit) if limit else ffn
+
+
 def layer_types(config: Config, otherwise: Sequence[str]) -> Sequence[str]:
     """Returns FULL or SLIDING for each layer: the list in ``layer_types``, or ``otherwise`` if it is absent."""
     return config.choices("layer_types", len(otherwise), (FULL, SLIDING)) or otherwise

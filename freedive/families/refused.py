@@ -93,7 +93,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
         "XGLMForCausalLM",
     ),
     "a description of its own": (  # close to a family that runs, but nobody has compared it yet
-        *("arctic", "baichuan", "bailingmoe", "bailingmoe3", "chatglm", "cwm", "CwmForCausalLM", "deepseek", "exaone"),
+        *("arctic", "baichuan", "bailingmoe", "chatglm", "cwm", "CwmForCausalLM", "deepseek", "exaone"),
         *("glm", "GlmForCausalLM", "grok", "grovemoe", "helium", "HeliumForCausalLM", "hyperclovax"),
         *("HyperCLOVAXForCausalLM", "internlm2", "internlm3", "iquestcoder", "maincoder", "maple", "minicpm"),
         *("ministral", "MinistralForCausalLM", "nanbeige", "plamo", "plm", "qwen", "sarvam_mla", "smallthinker"),

@@ -11,7 +11,7 @@ from freedive.families.config import Config
 from freedive.families.deepseek import DENSE, SPARSE, decoder, unbiased_router
 from freedive.families.family import Family
 from freedive.families.gguf import Gguf
-from freedive.families.names import MtpModule, Naming
+from freedive.families.names import GGUF, MtpModule, Naming
 from freedive.families.parts import FULL, SLIDING, attention, num_layers, window
 from freedive.families.rope import plain_rope, rope
 from freedive.model.spec import Attention, FeedForward, Layer, ModelSpec, Rope
@@ -24,7 +24,7 @@ def _mimo_v2_flash(config: Config) -> ModelSpec:
     kinds = config.choices("mlp_layer_types", total, (DENSE, SPARSE))
     kinds = kinds or _by_number(config, "moe_layer_freq", (DENSE, SPARSE)) or [DENSE] + [SPARSE] * (total - 1)
     gate = unbiased_router(config)
-    return decoder("mimo_v2_flash", config, attns, gate, list(kinds))
+    return replace(decoder("mimo_v2_flash", config, attns, gate, list(kinds)), mtp_normed=False)
 
 
 def _attentions(config: Config, total: int) -> Sequence[Attention]:
@@ -71,7 +71,7 @@ def _local_rope(config: Config, head_dim: int, dim: int) -> Rope:
     return plain_rope(config.number("swa_rope_theta", 1e4, least=2), dim)
 
 
-def _mtp_layer(spec: ModelSpec) -> Layer:
+def _mtp_layer(config: Config, spec: ModelSpec) -> Layer:
     """Returns a layer with a window and a dense network, which its three MTP layers are; the first one is read."""
     slides = (layer for layer in spec.layers if isinstance(layer.mixer, Attention) and layer.mixer.window)
     dense = (layer.ffn for layer in spec.layers if isinstance(layer.ffn, FeedForward))
@@ -92,6 +92,7 @@ def _gguf_implied(config: Config) -> Mapping[str, Any]:
 
 
 _MTP = "model.mtp.layers.0."
+_QKV = tuple(f"layers.{{}}.attn.{name}" for name in "qkv")
 
 _DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-5,
@@ -137,8 +138,12 @@ MIMO_V2_FLASH = Family(
         ),
     ),
     gguf=Gguf(
+        {"layers.{}.mtp.norm": "blk.{}.layer_output_norm.weight"},
+        lambda spec: [
+            *(Rule(GGUF[name], (name,)) for name in _QKV),
+            Rule("blk.{}.attn_qkv.weight", _QKV),  # files whose drafting layers llama.cpp runs
+        ],
         architecture="mimo2",
-        reads_mtp=False,
         keys={
             "attention.head_count_kv": "num_key_value_heads_per_block",
             "attention.sliding_window": "sliding_window_size",

@@ -52,13 +52,13 @@ def draft_norm(model: spec.ModelSpec) -> str:
 def draft_states(model: spec.ModelSpec, layer: spec.Layer, weights: Mapping[str, W], x: V, ops: Ops[V, W]) -> V:
     """Returns the hidden states [T, hidden] after the MTP layer ``layer``, whose input tokens are those of ``ops``.
 
-    ``x`` [T, hidden] are the :func:`states` at the positions before these tokens (DeepSeek-V3, section 2.2). They pass
-    through the norm of the output head first.
+    ``x`` [T, hidden] are the :func:`states` at the positions before these tokens (DeepSeek-V3, section 2.2).
     """
     index, eps = len(model.layers), model.norm_eps
     w = Scope(weights, f"layers.{index}")
     token = ops.rms_norm(_embed(model, weights, ops), w["mtp.embed_norm"], eps)
-    state = ops.rms_norm(ops.rms_norm(x, weights["norm"], eps), w["mtp.state_norm"], eps)
+    x = ops.rms_norm(x, weights["norm"], eps) if model.mtp_normed else x
+    state = ops.rms_norm(x, w["mtp.state_norm"], eps)
     x = ops.add(ops.linear(token, w["mtp.embed_proj"], None), ops.linear(state, w["mtp.state_proj"], None))
     return _block(index, layer, w, model, x, ops)
 

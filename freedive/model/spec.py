@@ -328,7 +328,8 @@ class ModelSpec:
     ``embed_scale`` multiplies embeddings, ``residual_scale`` every branch before it is added, and ``logit_scale`` the
     logits, to which ``logit_softcap`` is applied last. ``mtp`` is the layer of multi-token prediction (DeepSeek-V3,
     section 2.2): from the hidden state at a token and the embedding of the next token it predicts the token after that,
-    with the model's embedding and output head. Answers do not depend on it.
+    with the model's embedding and output head. With ``mtp_normed``, the hidden states pass through the norm of the
+    output head first. Answers do not depend on it.
 
     With ``embed_norm``, an RMS norm without weights is applied to embeddings. ``post_norm_eps`` is the epsilon of the
     norms of ``post_norms``, 0 if it is ``norm_eps`` (Muse Glimmer).
@@ -354,6 +355,7 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     mtp: Layer | None = None
+    mtp_normed: bool = True
     token_input: Annotated[int, Range(0, 1 << 16)] = 0
 
     @property

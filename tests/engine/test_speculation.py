@@ -313,7 +313,11 @@ def test_kernels_answer_the_same_at_every_level(name: str, level: str, num_pages
 
 @pytest.mark.usefixtures("steps_cost_the_same")
 @pytest.mark.parametrize(
-    "name", ["deepseek_v3", "glm4_moe", "bailing_moe_v2", "mimo_v2_flash", "qwen3_5", "qwen3_5_moe"]
+    "name",
+    [
+        *("deepseek_v3", "glm4_moe", "bailing_moe_v2", "bailing_hybrid", "mimo_v2_flash", "step3p7", "qwen3_5"),
+        "qwen3_5_moe",
+    ],
 )
 @pytest.mark.parametrize("level", BEST_LEVEL)
 def test_models_that_predict_answer_the_same_at_every_level(name: str, level: str) -> None:

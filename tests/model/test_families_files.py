@@ -50,7 +50,7 @@ def assert_same(checkpoint: Checkpoint, expected: Checkpoint) -> None:
         np.testing.assert_array_equal(weight, theirs[name], err_msg=name)
 
 
-NAMED_OTHERWISE = {"step3p7", "sarvam_moe", "bailing_moe_v2"}
+NAMED_OTHERWISE = {"step3p7", "sarvam_moe", "bailing_moe_v2", "bailing_hybrid"}
 """Tiny configurations that transformers does not write under their makers' names."""
 
 

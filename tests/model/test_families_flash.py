@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
-from published import active_billions, total_billions
+from published import active_billions, hollow, total_billions
 from test_families_files import saved
+from tiny_gguf import save_both
+from tiny_models import float_tensor
 
 from freedive.checkpoint.dequantize import dequantize
+from freedive.checkpoint.open import open_checkpoint
 from freedive.checkpoint.rules import canonical_tensors, maker_tensors
-from freedive.families import describe, describe_config
+from freedive.checkpoint.tensor import Checkpoint, Tensor
+from freedive.errors import UserError
+from freedive.families import as_hub, describe, describe_config
+from freedive.model.spec import Layer
+
+ONE = Tensor("one", (1,), "F32", np.zeros((1, 4), np.uint8))
 
 MIMO_V2_FLASH: dict[str, Any] = {
     "add_full_attention_sink_bias": False,
@@ -141,6 +151,52 @@ def test_step_has_more_heads_in_windows_and_clamps_in_its_last_layers() -> None:
         "clamped_silu",
     )
     assert (ffns[2].expert.limit, ffns[2].shared.limit) == (7, 16)
+
+
+def test_mimos_gguf_files_may_have_q_k_and_v_in_one_tensor() -> None:
+    with TemporaryDirectory() as folder:
+        checkpoint = open_checkpoint(save_both("mimo_v2_flash", Path(folder)))
+        model, rules = describe(checkpoint)
+        expected = {key: dequantize(each) for key, each in canonical_tensors(checkpoint, model, rules).items()}
+    fused = maker_tensors({key: float_tensor(key, each) for key, each in expected.items()}, rules)
+    for block in range(4):
+        parts = [dequantize(fused.pop(f"blk.{block}.attn_{name}.weight")) for name in "qkv"]
+        name = f"blk.{block}.attn_qkv.weight"
+        fused[name] = float_tensor(name, np.concatenate(parts))
+    for key, tensor in canonical_tensors(replace(checkpoint, tensors=fused), model, rules).items():
+        np.testing.assert_array_equal(dequantize(tensor), expected[key], err_msg=key)
+
+
+@pytest.mark.parametrize("further", [0, 1, 3])
+def test_lists_of_step_may_go_on_beyond_the_layers(further: int) -> None:
+    assert describe_config({**STEP35_FLASH, "num_nextn_predict_layers": further}) == describe_config(STEP35_FLASH)
+
+
+@pytest.mark.parametrize("key", ["layer_types", "rope_theta", "swiglu_limits"])
+def test_lists_of_step_that_end_before_the_layers_are_refused(key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        describe_config({**STEP35_FLASH, key: STEP35_FLASH[key][:44]})
+
+
+def test_the_first_of_steps_blocks_that_draft_is_what_the_lists_say_beyond_the_layers() -> None:
+    names = [f"model.layers.{index}.eh_proj.weight" for index in (45, 46, 47)]
+    model, rules = describe(Checkpoint("safetensors", STEP35_FLASH, dict.fromkeys(names, ONE)))
+    assert model.mtp == Layer(model.layers[1].mixer, model.layers[0].ffn)
+    tensors = maker_tensors(hollow(model), rules).keys()
+    block = "model.layers.45."
+    assert {f"{block}{name}.weight" for name in ("eh_proj", "enorm", "hnorm", "self_attn.g_proj")} <= tensors
+    assert {f"{block}{name}.weight" for name in ("mlp.up_proj", "transformer.shared_head.norm")} <= tensors
+    said, _ = as_hub(Checkpoint("safetensors", STEP35_FLASH, {}), replace(model, mtp=None))
+    assert describe_config(said) == replace(model, mtp=None)
+
+
+def test_transformers_lists_steps_blocks_that_draft_apart() -> None:
+    kinds = {"mtp_layer_types": ["full_attention"] * 3, "mtp_mlp_layer_types": ["sparse"] * 3}
+    listed = ("layer_types", "rope_theta", "partial_rotary_factors", "swiglu_limits", "swiglu_limits_shared")
+    config = {**STEP35_FLASH, **kinds, **{key: STEP35_FLASH[key][:45] for key in listed}}
+    config |= {key: [*config[key], *config[key][:3]] for key in ("rope_theta", "partial_rotary_factors")}
+    model, _ = describe(Checkpoint("safetensors", config, {"model.layers.45.eh_proj.weight": ONE}))
+    assert model.mtp == Layer(model.layers[0].mixer, model.layers[3].ffn)
 
 
 def test_step_3_7_is_the_text_part_of_a_multimodal_model() -> None:

@@ -35,7 +35,7 @@ from freedive.ops.reference import ReferenceRunner
 
 PROMPT = prompt(44)
 
-BEYOND_THE_LIBRARY = {"hy_v3", "granite_swa", "mellum", "laguna", "muse-glimmer"}
+BEYOND_THE_LIBRARY = {"hy_v3", "granite_swa", "mellum", "laguna", "muse-glimmer", "bailingmoe3"}
 """Architectures of llama.cpp that the gguf library lacks."""
 
 
@@ -278,6 +278,13 @@ def test_latent_attention_is_scaled_by_yarn_as_the_maker_says() -> None:
     assert (without.scale, without.rope.factor) == (plain.scale, pytest.approx(0.1 * np.log(4) + 1))
 
 
+def test_limits_are_given_by_block_and_those_of_ling_3_end_before_the_block_that_drafts() -> None:
+    limits = {"swiglu_clamp_exp": [0.0, 0.0, 4.0, 0.0], "swiglu_clamp_shexp": [0.0, 0.0, 5.0, 0.0]}
+    blocks = {"block_count": 4, "nextn_predict_layers": 1, "attention__head_count_kv": [0, 0, 1, 1]}
+    ffns = [layer.ffn for layer in read_spec(changed("bailing_hybrid", **limits, **blocks)).layers]
+    assert [(ffn.expert.limit, ffn.shared.limit) for ffn in ffns[1:]] == [(0, 0), (4, 5)]
+
+
 def attentions(checkpoint: Checkpoint) -> list[Attention]:
     return [layer.mixer for layer in read_spec(checkpoint).layers if isinstance(layer.mixer, Attention)]
 
@@ -363,7 +370,11 @@ WIDER = {"bailing_moe_v2": {"attention__key_length": 32, "attention__value_lengt
 """Metadata of heads that are narrower where llama.cpp has to read them."""
 
 
-@pytest.mark.parametrize("name", ["glm4_moe", "bailing_moe_v2", "qwen3_5", "qwen3_5_moe"])
+LAST_NORM = dict.fromkeys(("bailing_moe_v2", "bailing_hybrid", "mimo_v2_flash"), "layer_output_norm")
+"""Other names than ``nextn.shared_head_norm`` of the norm after a layer of multi-token prediction."""
+
+
+@pytest.mark.parametrize("name", ["glm4_moe", *LAST_NORM, "step3p7", "qwen3_5", "qwen3_5_moe"])
 def test_a_layer_of_multi_token_prediction_is_read_from_gguf_too(name: str) -> None:
     model, checkpoint = with_mtp(name), changed(name, **WIDER.get(name, {}))
     (family,) = (family for family in FAMILIES if family.name == model.spec.family)
@@ -371,10 +382,11 @@ def test_a_layer_of_multi_token_prediction_is_read_from_gguf_too(name: str) -> N
     moved = with_tiled_heads(model.spec, weights) if name in TILED else weights
     prefix, layers = f"{ARCHITECTURES[name][0]}.", len(model.spec.layers)
     config = checkpoint.config | {f"{prefix}block_count": layers + 1, f"{prefix}nextn_predict_layers": 1}
-    recurrent = f"{prefix}attention.recurrent_layers"
-    config |= {recurrent: [*config[recurrent], False]} if recurrent in config else {}
+    by_block = {key: each for key, each in config.items() if isinstance(each, list) and len(each) == layers}
+    config |= {key: [*each, False if "recurrent" in key else each[-1]] for key, each in by_block.items()}
     tensors = maker_tensors(moved, gguf_rules(model.spec, family.gguf, 1))
-    last_norm = "layer_output_norm" if name == "bailing_moe_v2" else "nextn.shared_head_norm"
+    tensors |= {key: tensor for key, tensor in checkpoint.tensors.items() if key == "rope_freqs.weight"}
+    last_norm = LAST_NORM.get(name, "nextn.shared_head_norm")
     assert {f"blk.{layers}.{last_norm}.weight", f"blk.{layers}.nextn.eh_proj.weight"} <= tensors.keys()
     spec, got = read(replace(checkpoint, config=config, tensors=tensors))
     assert replace(spec, mtp=None) == read_spec(checkpoint)

@@ -44,7 +44,7 @@ def without(part: Any, trait: Trait) -> Any:
     return replace(part, **changes)
 
 
-UNSEEN = {(spec.ModelSpec, "mtp")}
+UNSEEN = {(spec.ModelSpec, "mtp"), (spec.ModelSpec, "mtp_normed")}
 """Traits that change no logits; test_mtp tests them."""
 
 
