@@ -154,6 +154,7 @@ class Conversation(RequestBody):
             "user_profile_id",
         }
     )
+    called: ClassVar = {"response_format": "output_config", "stop": "stop_sequences"}
     unsupported: ClassVar = {
         "mcp_servers": ([],),
         "safeguards": ([],),  # a client that believed its tool calls checked here would not check them itself
