@@ -46,6 +46,8 @@ ANTHROPIC_TYPES = {
     500: "api_error",
     503: "overloaded_error",
 }
+NO_NAMES: Mapping[str, str] = {}
+"""No field has another name."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,17 @@ class ApiError:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, error: UserError) -> ApiError:
-        """Returns the error that reports a :class:`UserError`."""
+    def of(cls, error: UserError, called: Mapping[str, str] = NO_NAMES) -> ApiError:
+        """Returns the error that reports ``error``; ``called`` has the client's names of fields by ours."""
         status, headers = status_of(error), {}
+        message, param = str(error), called.get(error.param or "", error.param)
+        if error.param and param != error.param:
+            message = re.sub(rf"\b{re.escape(error.param)}\b", param or "", message)
         if status == 401:
             headers = {"WWW-Authenticate": 'Bearer realm="freedive"'}
         elif status in (429, 503):
             headers = {"Retry-After": str(getattr(error, "retry_after_s", 1))}
-        return cls(_short(str(error)), status, error.param, getattr(error, "code", None), headers)
+        return cls(_short(message), status, param, getattr(error, "code", None), headers)
 
     @classmethod
     def internal(cls, request_id: str) -> ApiError:
@@ -142,7 +147,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> Response:
-        return error_response(ApiError.of(error), request.url.path)
+        return error_response(ApiError.of(error, request.state.record.called), request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

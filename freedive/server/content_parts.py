@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from freedive.server.request_body import ignore, only, type_of
+from freedive.errors import UserError
+from freedive.server.request_body import ignore, listed, only, type_of
 
 MODALITIES = {
     "audio": "audio",
@@ -60,16 +61,32 @@ def _as_text(part: Any, kinds: Collection[str]) -> Any:
 
 
 def _opened(part: Any) -> Any:
-    """Returns Anthropic's search results and documents of text as text: title, source, context, and what they hold."""
+    """Returns Anthropic's search results and documents of text as text: title, source, context, and what they hold.
+
+    Raises UserError if one of these is no text.
+    """
     source = part.get("source") if isinstance(part, dict) else None
     held = _HELD.get((type_of(part), type_of(source)))
-    texts = (source if isinstance(source, dict) else part).get(held) if held else None
-    texts = [{"type": "text", "text": texts}] if isinstance(texts, str) else texts
-    if not isinstance(texts, list) or any(type_of(each) != "text" for each in texts):
+    if not held:
         return part
-    lines = [part.get("title"), source, part.get("context"), *(each.get("text") for each in texts)]
+    content = listed((source if isinstance(source, dict) else part).get(held))
+    heads = [part.get("title"), None if isinstance(source, dict) else source, part.get("context")]
+    lines = [head for head in heads if head is not None]
+    lines += map(_text_of, content) if isinstance(content, list) else [content]
+    if not all(isinstance(line, str) for line in lines):
+        raise UserError(f"'{part['type']}' holds something that is not text", "Send text parts", param="content")
     rest = {name: value for name, value in part.items() if name not in ("content", "context", "source", "title")}
-    return rest | {"type": "text", "text": "\n".join(line for line in lines if isinstance(line, str) and line)}
+    return rest | {"type": "text", "text": "\n".join(filter(None, lines))}
+
+
+def _text_of(part: Any) -> Any:
+    """Returns the text of a text part, and reports its other fields as ignored; None for any other part."""
+    if type_of(part) != "text":
+        return part if isinstance(part, str) else None
+    for name in part.keys() - {"type", "text"}:
+        if part[name] is not None:
+            ignore(name)
+    return part.get("text")
 
 
 def placeholder(thing: str) -> str:
@@ -113,13 +130,17 @@ def _readable(message: Any, allowed: Collection[str]) -> Any:
 
 def readable_part(part: Any) -> Any:
     """Returns ``part`` with texts in place of images, audio, video and files, also in nested parts."""
+    part = _with_readable_content(part)
+    if type_of(part) == "document":
+        part = part | {"source": _with_readable_content(part.get("source"))}
     part = _opened(part)
     kind = type_of(part)
-    if kind in MODALITIES:
-        return {"type": "text", "text": placeholder(MODALITIES[kind])}
-    if kind is not None and isinstance(inner := part.get("content"), list):
-        return part | {"content": [readable_part(each) for each in inner]}
-    return part
+    return {"type": "text", "text": placeholder(MODALITIES[kind])} if kind in MODALITIES else part
+
+
+def _with_readable_content(holder: Any) -> Any:
+    parts = holder.get("content") if isinstance(holder, dict) else None
+    return holder | {"content": [readable_part(part) for part in parts]} if isinstance(parts, list) else holder
 
 
 def _is_allowed(part: Any, allowed: Collection[str]) -> bool:

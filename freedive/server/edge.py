@@ -16,7 +16,7 @@ from freedive.server.api_errors import ApiError, error_response
 from freedive.server.auth import Auth
 from freedive.server.body import Bodies, is_framed_twice
 from freedive.server.paths import check_encoding
-from freedive.server.request_body import report_ignored_to
+from freedive.server.request_body import report_to
 from freedive.server.request_record import CLIENT_LEFT, Observer, RequestRecord, route_pattern
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class EdgeMiddleware:
         headers = Headers(scope=scope)
         record = RequestRecord.of(scope, headers)
         scope.setdefault("state", {}).update(request_id=record.id, record=record)
-        report_ignored_to(record.ignored)
+        report_to(record.ignored, record.called)
 
         async def tagged_send(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -29,6 +29,10 @@ TICK_S = 0.5
 MAX_NAME = 1024
 """The most characters of a name that is looked for: folding the case of a long text would hold other requests."""
 
+PATIENCE_S = 10.0
+"""Seconds that a request waits for busy models to make room for the one it names."""
+POLL_S = 0.02
+
 RETRY_S = 10
 """Seconds between two attempts to reload a failed preloaded model without a request for it."""
 
@@ -115,9 +119,10 @@ class Models:
     """All offered models, by name. Belongs to one event loop.
 
     ``max_bytes`` limits the memory of loaded models: the least recently used model is unloaded, but not before it was
-    loaded for as long as loading took. A model that was loaded on demand is unloaded ``keep_alive_s`` after its last
-    use. Models in ``loaded`` are the operator's: they do not expire, and are unloaded last. A model whose engine has
-    failed is loaded again. ``aliases`` maps further names to models. Raises UserError for an alias of an unknown model.
+    loaded for as long as loading took, nor while it is busy: requests wait for that, but not for ever. A model that
+    was loaded on demand is unloaded ``keep_alive_s`` after its last use. Models in ``loaded`` are the operator's: they
+    do not expire, and are unloaded last. A model whose engine has failed is loaded again. ``aliases`` maps further
+    names to models. Raises UserError for an alias of an unknown model.
     """
 
     def __init__(
@@ -203,7 +208,7 @@ class Models:
         """Yields the model, which is loaded first if necessary, and is not unloaded while the block or its answers run.
 
         ``keep_alive_s`` replaces the time that the model stays after its last use. Raises NotFound, Overloaded if busy
-        models leave no memory for it, Unavailable if it has stalled, and the errors of loading.
+        models leave no memory for it for ``PATIENCE_S``, Unavailable if it has stalled, and the errors of loading.
         """
         slot, alias = self._find(name), self._alias(name)
         slot.num_users += 1
@@ -272,6 +277,16 @@ class Models:
                 await self._unload_idle(slot)
 
     async def _loaded(self, slot: Slot) -> Model:
+        give_up_at = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await self._loaded_now(slot)
+            except Overloaded:
+                if time.monotonic() >= give_up_at or not self._replaceable_by(slot):
+                    raise
+            await asyncio.sleep(POLL_S)
+
+    async def _loaded_now(self, slot: Slot) -> Model:
         async with self._changing:  # one at a time: each load sizes its cache by the free memory
             if self._slots.get(slot.entry.name) is not slot:
                 raise NotFound(f"The model '{slot.entry.name}' was removed", "Choose another one", param="model")
@@ -285,12 +300,14 @@ class Models:
                 slot.failure = ""
             return slot.model
 
+    def _replaceable_by(self, slot: Slot) -> list[Slot]:
+        """Returns the loaded models that may be unloaded for ``slot`` when they are idle."""
+        return [each for each in self._slots.values() if each.model and not (slot.fetched and each.preloaded)]
+
     async def _make_room(self, slot: Slot) -> None:
         entry = slot.entry
         while (others := self.loaded) and sum(model.num_bytes for model in others) + entry.num_bytes > self._max_bytes:
-            idle = [other for other in self._slots.values() if other.model and not other.busy]
-            if slot.fetched:
-                idle = [other for other in idle if not other.preloaded]
+            idle = [other for other in self._replaceable_by(slot) if not other.busy]
             if not idle:
                 names = ", ".join(model.name for model in others)
                 what = f"'{entry.name}' does not fit into memory with {names}, busy or kept by the operator"

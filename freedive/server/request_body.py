@@ -21,11 +21,20 @@ _MAX_REPORTED = 32
 MAX_DEPTH = 100
 """The largest nesting depth of lists and objects in a body, and in any object that is stored."""
 _ignored: ContextVar[set[str] | None] = ContextVar("ignored", default=None)
+_called: ContextVar[dict[str, str] | None] = ContextVar("called", default=None)
 
 
-def report_ignored_to(names: set[str]) -> None:
-    """Makes :func:`ignore` add names to ``names`` in the current context, which is that of one request."""
-    _ignored.set(names)
+def report_to(ignored: set[str], called: dict[str, str]) -> None:
+    """Makes :func:`ignore` add to ``ignored`` and :func:`call` to ``called`` in the current context: one request's."""
+    _ignored.set(ignored)
+    _called.set(called)
+
+
+def call(names: Mapping[str, str]) -> None:
+    """Makes errors of the request name fields as its client does: ``names`` has the client's name of each of ours."""
+    called = _called.get()
+    if called is not None:
+        called.update({ours: called.get(theirs, theirs) for ours, theirs in names.items()})
 
 
 def ignore(name: str) -> None:
@@ -76,14 +85,16 @@ class RequestBody(BaseModel):
     """A JSON object from a client. null means absent; a field that is not honoured is reported, or refused by name.
 
     ``ignored`` fields may have any value: they are labels or advice and do not change the answer. ``synonyms`` maps
-    other names to fields. ``unsupported`` maps fields that are not implemented to their neutral values; any other value
-    is refused. An unknown field is refused, except in a class that ``ignores_unknown``: such a class describes earlier
-    turns or tools, not the answer. Every ignored field is reported.
+    other names to fields. ``called`` has the API's names of fields that only later errors name. ``unsupported`` maps
+    fields that are not implemented to their neutral values; any other value is refused. An unknown field is refused,
+    except in a class that ``ignores_unknown``: such a class describes earlier turns or tools, not the answer. Every
+    ignored field is reported.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_as_accepted)
     ignored: ClassVar[frozenset[str]] = frozenset()
     synonyms: ClassVar[Mapping[str, str]] = {}
+    called: ClassVar[Mapping[str, str]] = {}
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     ignores_unknown: ClassVar[bool] = False
 
@@ -99,14 +110,17 @@ class RequestBody(BaseModel):
             return data
         fields = {field.alias or name for name, field in cls.model_fields.items()}
         honoured: Json = {}
+        given: dict[str, str] = {}
         for name, value in data.items():
             ours = cls.synonyms.get(name, name)
             if value is None:
                 continue
             if ours in fields:
-                if honoured.setdefault(ours, value) != value:
-                    what = f"'{name}' is another name of '{ours}', which has another value"
+                first = given.setdefault(ours, name)
+                if first != name and honoured[ours] != value:
+                    what = f"'{name}' is another name of '{first}', which has another value"
                     raise UserError(what, "Send one of them", param=name)
+                honoured[ours] = value
             elif name in cls.unsupported:
                 if not any(_same(value, neutral) for neutral in cls.unsupported[name]):
                     raise UserError(f"'{name}' is not supported by this server", "Leave it out", param=name)
@@ -114,6 +128,7 @@ class RequestBody(BaseModel):
                 ignore(name)
             else:
                 raise UserError(f"'{name}' is not a field of this request", "Leave it out", param=name)
+        call({**cls.called, **{ours: name for ours, name in given.items() if ours != name}})
         return honoured
 
     def given(self, **others: Any) -> dict[str, Any]:

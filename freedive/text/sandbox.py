@@ -63,6 +63,10 @@ _TEXT_METHODS = _names(
     "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper"
 )
 _CONTAINER_METHODS = _names("copy count get index items keys values")
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""The characters after which ``str.splitlines`` begins a line."""
+_SCOPES = ("_block_vars", "_loop_vars")
+"""Arguments that jinja2 adds to each call in a block or loop, for functions that read its variables, and removes."""
 _WIDE_FIELD = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)|\{[^}]*(\d{4}|\{)")
 
 
@@ -185,7 +189,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if not isinstance(text, (str, list, tuple, dict)):
             return super().call(__context, __obj, *args, **kwargs)
         if isinstance(text, str):
-            args = __self._check_method(text, method.__name__, args, kwargs)
+            given = {name: value for name, value in kwargs.items() if name not in _SCOPES}
+            args = __self._check_method(text, method.__name__, args, given)
         elif method.__name__ in ("count", "index"):
             __self.budget.touch(text)
         return __self.budget.make(super().call(__context, __obj, *args, **kwargs))
@@ -197,7 +202,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.budget.spend(check_size(self.budget.measure(items) + len(text) * len(items)))
             return (items,)
         if name == "format":
-            self._check_format(text, [args, {key: value for key, value in kwargs.items() if not key.startswith("_")}])
+            self._check_format(text, [args, kwargs])
             return args
         self._spend_on(text, [*args, *kwargs.values()])
         if name == "replace":
@@ -293,7 +298,8 @@ def _replace(text: Any, old: Any, new: Any, count: int = -1) -> str:
 
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     margin = width if isinstance(width, int) else len(width)
-    check_size(len(text) + text.count("\n") * margin + margin)
+    num_lines = 1 + sum(map(text.count, _LINE_ENDS))
+    check_size(len(text) + num_lines * max(margin, ITEM))
     return do_indent(text, width, first, blank)
 
 
@@ -314,13 +320,14 @@ def _to_json(
     environment: Environment,
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     """Encodes JSON as in transformers, without the HTML and non-ASCII escapes of jinja2's filter."""
     assert isinstance(environment, Sandbox)
-    check_size(environment.budget.measure(value) * (1 + (indent or 0)))
+    margin = len(indent) if isinstance(indent, str) else indent or 0
+    check_size(environment.budget.measure(value) * (1 + margin))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

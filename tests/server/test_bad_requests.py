@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freedive.config import ServerConfig
+from freedive.errors import UserError
 from freedive.server.openai.fields import ChatRequest, CompletionRequest
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
@@ -67,6 +68,10 @@ def refusal(response: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"use_beam_search": True}, "use_beam_search"),
         ({"n_predict": 3, "max_tokens": 4}, "max_tokens"),
         ({"n_predict": "3"}, "n_predict"),
+        ({"n_predict": -5}, "n_predict"),
+        ({"max_completion_tokens": -5}, "max_completion_tokens"),
+        ({"repeat_penalty": 101}, "repeat_penalty"),
+        ({"max_tokens": -5}, "max_tokens"),
         ({"cache_salt": "\ud800"}, "cache_salt"),
         ({"\ud800": 1}, "\ud800"),
     ],
@@ -91,6 +96,34 @@ def test_unsupported_fields_are_refused_by_name(http: httpx.Client, extra: dict[
 )
 def test_completions_refuse_by_name_too(http: httpx.Client, extra: dict[str, Any], param: str) -> None:
     assert refusal(http.post("/v1/completions", json=TEXT | extra))["param"] == param
+
+
+NOWHERE = {"$ref": "#/nowhere"}
+
+
+@pytest.mark.parametrize(
+    ("route", "extra", "param"),
+    [
+        ("/v1/chat/completions", {"guided_json": NOWHERE}, "guided_json"),
+        ("/v1/chat/completions", {"structured_outputs": {"json": NOWHERE}}, "structured_outputs"),
+        ("/v1/completions", {"json_schema": NOWHERE}, "json_schema"),
+        ("/v1/responses", {"text": {"format": {"type": "json_schema", "name": "a", "schema": NOWHERE}}}, "text"),
+    ],
+)
+def test_a_fault_found_later_names_the_field_as_the_client_does(
+    http: httpx.Client,
+    fake_model: EchoModel,
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
+    extra: dict[str, Any],
+    param: str,
+) -> None:
+    def prepare(_: object) -> None:
+        raise UserError("The schema refers to nothing", param="response_format")
+
+    monkeypatch.setattr(fake_model, "prepare", prepare)
+    asked = {"/v1/chat/completions": CHAT, "/v1/completions": TEXT}.get(route, {"model": "echo", "input": "hi"})
+    assert refusal(http.post(route, json=asked | extra))["param"] == param
 
 
 def test_what_is_wrong_is_told_of_the_field_not_of_a_kind_of_value(http: httpx.Client) -> None:

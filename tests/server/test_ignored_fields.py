@@ -237,6 +237,10 @@ def test_a_block_that_holds_text_is_read(
     [
         {"type": "search_result", "title": "T", "source": {"type": "text", "data": "a"}, "content": TEXTS},
         {"type": "search_result", "source": "S", "content": 1},
+        {"type": "search_result", "source": "S", "content": [{"type": "text", "text": 1}]},
+        {"type": "search_result", "source": "S", "content": [{"type": "text"}]},
+        {"type": "search_result", "source": ["S"], "content": TEXTS},
+        {"type": "search_result", "source": "S", "title": 1, "content": TEXTS},
         {"type": "search_result", "source": "S", "content": [*TEXTS, {"type": "image"}]},
         {"type": "document", "source": {"type": "base64", "data": "AA=="}},
         {"type": "document", "source": {"type": "text", "data": {}}},
@@ -247,6 +251,23 @@ def test_a_block_that_holds_text_is_read(
 def test_a_block_that_does_not_hold_text_alone_is_refused(http: httpx.Client, block: dict[str, Any]) -> None:
     refused = http.post(MESSAGES, json=BODIES[MESSAGES] | {"messages": [{"role": "user", "content": [block]}]})
     assert (refused.status_code, block["type"] in refused.text) == (400, True)
+
+
+def test_an_image_in_a_document_hides_no_text(http: httpx.Client, fake_model: EchoModel) -> None:
+    content = [*TEXTS, {"type": "image", "source": {}}]
+    document = {"type": "document", "title": "T", "source": {"type": "content", "content": content}}
+    result = {"type": "search_result", "title": "T", "source": "", "content": content}
+    for block in (document, result):
+        messages = [*HELLO, SPOKEN, {"role": "user", "content": [block]}]
+        assert ignored(http.post(MESSAGES, json=BODIES[MESSAGES] | {"messages": messages})) == {"image"}
+        assert fake_model.asked[-1]["messages"][-1]["content"] == "T\na\nb\n[image: this model cannot see it]"
+
+
+def test_fields_of_texts_in_a_search_result_are_reported(http: httpx.Client) -> None:
+    texts = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}, "citations": None}, "b"]
+    block = {"type": "search_result", "title": "T", "source": "S", "content": texts}
+    messages = [{"role": "user", "content": [block]}]
+    assert ignored(http.post(MESSAGES, json=BODIES[MESSAGES] | {"messages": messages})) == {"cache_control"}
 
 
 def test_server_tool_blocks_of_an_answer_are_omitted(http: httpx.Client, fake_model: EchoModel) -> None:

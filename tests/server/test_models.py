@@ -75,7 +75,22 @@ def test_the_least_recently_used_model_is_unloaded() -> None:
     run(scene)
 
 
-def test_a_busy_model_is_not_unloaded() -> None:
+def test_a_request_waits_until_a_busy_model_makes_room() -> None:
+    async def scene() -> None:
+        models = Loader().models("a", "b", max_bytes=10)
+        async with models.use("a"):
+            waiting = asyncio.create_task(used(models, "b"))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+        await waiting
+        assert [model.name for model in models.loaded] == ["b"]
+
+    run(scene)
+
+
+def test_a_busy_model_is_not_unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_module, "PATIENCE_S", 0.05)
+
     async def scene() -> None:
         models = Loader().models("a", "b", max_bytes=10)
         async with models.use("a"):

@@ -37,6 +37,7 @@ TEXT = {"model": "echo", "prompt": "hello"}
         ("chat", {"options": {"temprature": 1}}, "temprature"),
         ("chat", {"options": {"num_ctx": 5}}, "num_ctx"),
         ("chat", {"options": {"repeat_penalty": -1}}, "repeat_penalty"),
+        ("embed", {"input": "hello", "options": {"num_ctx": 2}}, "num_ctx"),
         ("chat", {"options": {"num_predict": 2**31}}, "num_predict"),
         ("generate", {"images": ["aGk="]}, "images"),
         ("generate", {"context": [1, 2]}, "context"),

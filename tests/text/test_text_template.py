@@ -269,9 +269,11 @@ HOSTILE = {
     "wide formats": "{{ '{:>9999999999}'.format(1) }}",
     "nested formats": "{{ '{:>{}}'.format(1, 10**9) }}",
     "repeating formats": BIG + "{{ ('{0}' * 1000).format(s) }}",
+    "repeating formats of private names": BIG + "{{ ('{_s}' * 1000).format(_s=s) }}",
     "centred text": "{{ 'x'|center(10**10) }}",
     "padded text": "{{ 'x'.ljust(10**10) }}",
     "indentation": "{{ 'x\\nx'|indent(10**9) }}",
+    "indentation after other line ends": "{{ ('x\u2028' * 100)|indent(10**7) }}",
     "indented JSON": "{{ [1, 2]|tojson(indent=10**9) }}",
     "replacements": BIG + "{{ s.replace('x', s)|length }}",
     "replacing filters": BIG + "{{ s|replace('x', s)|length }}",
@@ -337,6 +339,22 @@ def test_a_rendering_is_bounded_in_time_and_memory(tokenizer: Tokenizer, case: s
         tracemalloc.stop()
     assert time.thread_time() - begun < 8  # 2 s without the overhead of tracing
     assert peak < 200 << 20
+
+
+def test_methods_of_texts_work_in_loops_that_make_namespaces(tokenizer: Tokenizer) -> None:
+    source = (
+        "{% for m in messages %}{% set ns = namespace(n=1) %}{{ m.content.strip() }}{{ '{}'.format(1) }}{% endfor %}"
+    )
+    assert chat_template(source, tokenizer).render([{"role": "user", "content": " a "}]) == "a1"
+
+
+def test_json_is_indented_by_a_number_or_a_text(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "a"}]
+    by_number, by_text = (
+        chat_template("{{ messages|tojson(indent=" + indent + ") }}", tokenizer).render(messages)
+        for indent in ("2", "'  '")
+    )
+    assert by_number == by_text == json.dumps(messages, indent=2)
 
 
 def test_a_long_conversation_is_within_the_budget(tokenizer: Tokenizer) -> None:

@@ -57,15 +57,15 @@ class Tool(RequestBody):
 def _client_tools(tools: Any) -> Any:
     """Returns the client's tools; if no client tool can search for the deferred ones, none stays deferred.
 
-    Raises UserError if the server would have to run all of them: Claude Code asks for a web search in a request of its
-    own, and would take any answer for what was found.
+    Raises UserError if none is left: Claude Code asks for a web search in a request of its own, and would take any
+    answer for what was found.
     """
     if not isinstance(tools, list):
         return tools
     kept = _without_server_tools([{"type": "custom"} | tool if isinstance(tool, dict) else tool for tool in tools])
     if tools and not kept:
-        what = "The server would have to run these tools, and this server runs none"
-        raise UserError(what, "Leave 'tools' out, or give tools that the client runs", param="tools")
+        what = "All of these tools are Anthropic's own: this server runs none, and describes none to the model"
+        raise UserError(what, "Leave 'tools' out, or give tools with an 'input_schema'", param="tools")
     all_given, given = ([tool for tool in some if isinstance(tool, dict)] for some in (tools, kept))
     searched_here = any(str(tool.get("type")).startswith("tool_search_tool") for tool in all_given)
     if searched_here or all(tool.get("defer_loading") for tool in given):
@@ -154,6 +154,7 @@ class Conversation(RequestBody):
             "user_profile_id",
         }
     )
+    called: ClassVar = {"response_format": "output_config", "stop": "stop_sequences"}
     unsupported: ClassVar = {
         "mcp_servers": ([],),
         "safeguards": ([],),  # a client that believed its tool calls checked here would not check them itself

@@ -84,6 +84,7 @@ class AnswerRequest(RequestBody):
     """The fields that /api/chat and /api/generate share."""
 
     ignored = frozenset({"shift", "truncate"})
+    called: ClassVar = {"reasoning_effort": "think", "response_format": "format", "thinking": "think"}
 
     model: Text
     stream: bool = True

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from freedive.engine.sampling import Sampling
-from freedive.server.ollama.field_names import with_ollama_names
 from freedive.server.request_body import RequestBody, Text, listed
 
 RUNNING = frozenset(
@@ -42,6 +41,11 @@ class Options(RequestBody):
     """The options of a request. ``num_predict`` below 1 means no limit; ``seed`` -1 means a random seed."""
 
     ignored = RUNNING | WITHOUT_OBJECT | UNUSED
+    called: ClassVar = {
+        "max_context": "num_ctx",
+        "max_tokens": "num_predict",
+        "repetition_penalty": "repeat_penalty",
+    }
 
     num_predict: int | None = None
     num_ctx: int | None = Field(default=None, ge=1)
@@ -59,8 +63,7 @@ class Options(RequestBody):
 
     @model_validator(mode="after")
     def _can_be_honoured(self) -> Options:
-        with with_ollama_names():
-            Sampling(**self.sampling())
+        Sampling(**self.sampling())
         return self
 
     def sampling(self) -> dict[str, Any]:

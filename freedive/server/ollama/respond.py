@@ -14,7 +14,6 @@ from freedive.server.api_errors import ollama_error
 from freedive.server.completion_stream import Completions, Delta
 from freedive.server.keys import Key
 from freedive.server.logprobs import logprob_object, num_bytes
-from freedive.server.ollama.field_names import with_ollama_names
 from freedive.server.ollama.fields import AnswerRequest
 from freedive.server.ollama.times import moment, nanoseconds
 from freedive.server.routing import encode, off_loop
@@ -33,8 +32,7 @@ async def respond(service: Service, request: Request, body: AnswerRequest, write
     started = time.perf_counter()
     if not body.asks:
         return await _load_or_unload(service, request, body, write)
-    with with_ollama_names():
-        completions = await service.generate(body.generation_request, request)
+    completions = await service.generate(body.generation_request, request)
     if body.stream:
         lines = _lines(body, completions, write, started)
         safe_lines = with_error_event(lines, lambda error: line(ollama_error(error)), request.state.request_id)

@@ -15,7 +15,7 @@ from freedive.server.model import Model
 from freedive.server.openai.foreign_fields import LABELS, NEUTRAL, OLLAMA_OPTIONS, WITHOUT_EFFECT
 from freedive.server.openai.format_fields import Guided, NamedTool, ResponseFormat, parsed_schema
 from freedive.server.openai.message_fields import Message, Tools
-from freedive.server.request_body import JsonObject, RequestBody, Text, ignore, listed
+from freedive.server.request_body import JsonObject, RequestBody, Text, call, ignore, listed
 from freedive.text.format import Format
 from freedive.text.request import ChatInput, TextInput, check_template_kwargs
 from freedive.text.thinking import EFFORTS
@@ -77,6 +77,8 @@ class BaseCompletionRequest(RequestBody):
         forms = [name for name in ("response_format", "structured_outputs", *GUIDED) if getattr(self, name) is not None]
         if len(forms) > 1:
             raise UserError(f"'{forms[0]}' and '{forms[1]}' both set a format", "Send one of them", param=forms[1])
+        if forms:
+            call({"response_format": forms[0]})
         return self
 
     @property
@@ -152,6 +154,8 @@ class ChatRequest(BaseCompletionRequest):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:
+        if self.max_completion_tokens is not None:
+            call({"max_tokens": "max_completion_tokens"})
         if self.top_logprobs and not self.logprobs:
             raise UserError("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
         for param, effort in (("reasoning_effort", self.reasoning_effort), ("reasoning", self.reasoning.effort)):

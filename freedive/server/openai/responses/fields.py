@@ -88,6 +88,7 @@ class PromptRequest(RequestBody):
     """The fields of a request from which the prompt is built."""
 
     ignored = LABELS
+    called: ClassVar = {"reasoning_effort": "reasoning", "response_format": "text", "thinking": "reasoning"}
     unsupported: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "conversation": (),
         "truncation": ("disabled", "auto"),
