@@ -13,8 +13,8 @@ GB = 10**9
 def busy(history: History, number: int) -> dict[str, Any]:
     """Takes the place of :meth:`History.after`."""
     samples = [_sample(n, loads) for n, loads in enumerate(_loads(), 1) if n > number]
-    memory = {"total_bytes": 16 * GB, "available_bytes": 9 * GB}
-    return {"started_at": 0, "every_s": EVERY_S, "num_samples": NUM_SAMPLES, "troubles": {}} | memory | {"samples": samples}
+    about = {"started_at": 0, "every_s": EVERY_S, "num_samples": NUM_SAMPLES, "troubles": {}}
+    return about | {"total_bytes": 16 * GB, "available_bytes": 9 * GB, "samples": samples}
 
 
 def _loads() -> list[dict[str, dict[str, int]]]:

@@ -1,6 +1,6 @@
 // The page of statistics: asks for what is new while it is in view, and shows it.
 
-import { away, get } from "./api.js";
+import { away, Away, get, Refused } from "./api.js";
 import { CHARTS, chart, headline, perSecond, perMinute, short } from "./charts.js";
 import { byId, element } from "./dom.js";
 import "./looks.js";
@@ -17,7 +17,7 @@ const pause = byId("pause");
 let samples = [];
 let server = {}; // what comes with the samples
 let report = {}; // /v1/stats
-let refreshes = 0;
+let refreshes = 0; // since the report was asked for
 let timer = 0;
 
 const isPaused = () => pause.getAttribute("aria-pressed") === "true";
@@ -29,7 +29,7 @@ async function run() {
     await refresh();
   } catch (error) {
     if (error.status === 403) return refuse();
-    if (error.status) throw error;
+    if (!(error instanceof Away || error instanceof Refused)) throw error; // a fault of this page
   }
   clearTimeout(timer);
   timer = setTimeout(run, 1000 * (server.every_s ?? 2));
@@ -47,7 +47,10 @@ async function refresh() {
   const isSame = rest.started_at === server.started_at;
   server = rest;
   samples = isSame ? [...samples, ...more.filter((each) => each.number > newest)].slice(-rest.num_samples) : more;
-  if (refreshes++ % REPORT_EVERY === 0) report = await get("/v1/stats");
+  if (!report.models || refreshes++ === REPORT_EVERY) {
+    report = await get("/v1/stats");
+    refreshes = 1;
+  }
   show();
 }
 
@@ -55,7 +58,7 @@ function show() {
   const steps = stepsOf(samples);
   const window = server.every_s * server.num_samples;
   byId("up").textContent = word("up_for", { time: duration(report.uptime_s), version: report.version });
-  byId("charts").replaceChildren(...CHARTS.map((each) => chart(each, steps, window, server)));
+  renew(byId("charts"), CHARTS.map((each) => chart(each, steps, window, server)));
   showTroubles(Object.entries(server.troubles));
   fill("minutes", ["minutes_ago", ...columns().map(([name]) => name)], perMinute(steps, samples.at(-1)?.at_s).map(minuteRow));
   showModels(steps);
@@ -117,10 +120,20 @@ function fill(id, keys, rows) {
     element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((text) => element("td", {}, text))),
   );
   const empty = element("tr", {}, element("td", { colSpan: keys.length }, word("nothing_yet")));
-  byId(id).replaceChildren(
-    element("thead", {}, element("tr", {}, ...head)),
-    element("tbody", {}, ...(body.length ? body : [empty])),
-  );
+  const table = byId(id);
+  if (!table.tBodies.length) table.append(element("thead"), element("tbody"));
+  renew(table.tHead, [element("tr", {}, ...head)]);
+  renew(table.tBodies[0], body.length ? body : [empty]);
+}
+
+// Replaces the children that change: what a reader has marked or listens to stays.
+function renew(parent, nodes) {
+  const before = [...parent.children];
+  before.slice(nodes.length).forEach((node) => node.remove());
+  nodes.forEach((node, index) => {
+    if (!before[index]) parent.append(node);
+    else if (!before[index].isEqualNode(node)) before[index].replaceWith(node);
+  });
 }
 
 pause.addEventListener("click", () => {
