@@ -10,6 +10,7 @@ import { number, word } from "./translations.js";
 
 const REPORT_EVERY = 5; // refreshes
 const RECENT = 5; // steps that a model's speed is the average of
+const LEAST_S = 60; // of the time that charts show
 const LATENCIES = ["queue_s", "first_token_s", "token_s", "request_s"];
 const PERCENTILES = ["p50", "p90", "p99"];
 const pause = byId("pause");
@@ -47,6 +48,7 @@ async function refresh() {
   const isSame = rest.started_at === server.started_at;
   server = rest;
   samples = isSame ? [...samples, ...more.filter((each) => each.number > newest)].slice(-rest.num_samples) : more;
+  if (!samples.length) return; // another server has begun, and is asked for all of them next
   if (!report.models || refreshes++ === REPORT_EVERY) {
     report = await get("/v1/stats");
     refreshes = 1;
@@ -56,14 +58,15 @@ async function refresh() {
 
 function show() {
   const steps = stepsOf(samples);
-  const window = server.every_s * server.num_samples;
+  const window = Math.max(samples.at(-1).at_s - samples[0].at_s, LEAST_S);
   byId("up").textContent = word("up_for", { time: duration(report.uptime_s), version: report.version });
   renew(byId("charts"), CHARTS.map((each) => chart(each, steps, window, server)));
+  byId("note").textContent = word("stats_note", { time: duration(window) });
   showTroubles(Object.entries(server.troubles));
   fill("minutes", ["minutes_ago", ...columns().map(([name]) => name)], perMinute(steps, samples.at(-1)?.at_s).map(minuteRow));
   showModels(steps);
   fill("latencies", ["latency", "p50", "p90", "p99"], LATENCIES.map((name) => [word(name), ...PERCENTILES.map((part) => short(report.latencies[name][part]))]));
-  fill("callers", ["caller", "requests", "tokens_read", "tokens_written"], Object.entries(report.callers).map(callerRow));
+  fill("callers", ["caller", "requests", "prompt_tokens", "tokens_written"], Object.entries(report.callers).map(callerRow));
   byId("figures").hidden = false;
   document.documentElement.classList.add("ready");
 }
