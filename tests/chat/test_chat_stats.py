@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -63,6 +64,10 @@ def asked(page: Page) -> int:
     return int(page.browser.execute_script("return window.asked"))
 
 
+def has_asked_more(page: Page, before: int) -> bool:
+    return asked(page) > before
+
+
 def value(page: Page, chart: str) -> str:
     """Returns the figures of the chart with this title."""
     script = """
@@ -120,7 +125,7 @@ def test_it_asks_only_while_it_is_in_view_and_not_paused(browser: webdriver.Chro
             browser.execute_async_script("setTimeout(arguments[0], 400)")
             assert asked(page) == before
             go_on()
-            page.until(lambda before=before: asked(page) > before)
+            page.until(partial(has_asked_more, page, before))
 
 
 def test_what_stays_as_it_was_is_not_made_again(browser: webdriver.Chrome, quick: None) -> None:
@@ -205,6 +210,8 @@ def test_a_key_without_the_right_to_manage_is_told_so_and_offered_no_link(
 def test_it_fits_a_phone(stats: Page) -> None:
     with stats.phone():
         assert stats.browser.execute_script("return document.documentElement.scrollWidth") == 360
+        buttons = [stats.find(f"#{id}").rect["y"] for id in ("chat", "pause", "language", "theme")]
+        assert max(buttons) - min(buttons) < 2, "they stand in one line"
 
 
 def test_language_and_colours_are_those_of_the_chat(stats: Page) -> None:
