@@ -231,3 +231,16 @@ def test_it_is_small_and_comes_from_its_server_alone(stats: Page, live_server: s
     parts = {url for url in loaded if "/static/" in url} | {f"{live_server}/stats"}
     assert len(parts) > 10
     assert sum(len(httpx.get(url).content) for url in parts) < MAX_BYTES
+
+
+def test_offline_the_page_says_that_the_server_is_away(browser: webdriver.Chrome) -> None:
+    with serving(EchoModel()) as url:
+        page = Page(browser, url)
+        browser.execute_async_script("navigator.serviceWorker.ready.then(arguments[0])")
+        page = Page(browser, f"{url}/stats")
+        assert page.texts("h1") == ["Statistics"]
+        page.find("#pause").click()
+    browser.refresh()
+    page.until(lambda: page.texts("h1")[:1] == ["The server is away"])
+    browser.get("about:blank")
+    page.errors()
