@@ -54,6 +54,14 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_memory() -> int:
+    """Returns the physical memory of this process in bytes; its peak if the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_memory()
+
+
 def cpu_name() -> str:
     """Returns the processor's model name, "unknown" if the system does not tell it."""
     try:

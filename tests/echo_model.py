@@ -141,8 +141,17 @@ class EchoEmbedding(EchoGeneration):
 
 @dataclass(frozen=True)
 class EchoStats:
+    """A cache of 64 pages, of which each running request has one."""
+
     running: int
     waiting: int
+    num_read: int
+    num_generated: int
+    free_pages: int
+    num_pages: int = 64
+    known_pages: int = 0
+    num_cached: int = 0
+    num_restored: int = 0
 
 
 class EchoEngine:
@@ -185,7 +194,10 @@ class EchoEngine:
         return 0
 
     def stats(self) -> EchoStats:
-        return EchoStats(running=sum(not generation.ended for generation in self.generations), waiting=0)
+        running = sum(not generation.ended for generation in self.generations)
+        read = sum(generation.num_prompt_tokens for generation in self.generations)
+        written = sum(generation.timings.num_generated for generation in self.generations)
+        return EchoStats(running, waiting=0, num_read=read, num_generated=written, free_pages=64 - running)
 
 
 @dataclass

@@ -16,9 +16,11 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 from browser import LAST_ANSWER, Page, chromium
 from echo_finetuning import EchoFinetuning
+from echo_history import busy
 from echo_library import GB, EchoLibrary, listed
 from echo_model import HELD, EchoModel, serving
 from selenium import webdriver
@@ -26,6 +28,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 
 import freedive
 from freedive.server import keys
+from freedive.server.history import History
 
 LOOKS = tuple(product(("light", "dark"), ("desktop", "phone")))
 QUESTION = "How far does light reach into the sea? Show the law, some code and a table."
@@ -126,7 +129,8 @@ def staged(
     echo, tuning = EchoModel("small", delay_s=delay_s, script=dict(SCRIPT)), EchoFinetuning()
     library = EchoLibrary(known)
     options = {"library": library, "fetch": library.fetch, "finetuning": tuning, "keys": locks}
-    with serving(model or echo, EchoModel("large", delay_s=2 * delay_s, script=dict(SCRIPT)), **options) as url:
+    large = EchoModel("large", delay_s=2 * delay_s, script=dict(SCRIPT))
+    with patch.object(History, "after", busy), serving(model or echo, large, **options) as url:
         browser.get(f"{url}/health")
         browser.delete_all_cookies()
         browser.add_cookie({"name": "lang", "value": language})
@@ -279,6 +283,13 @@ def confirm(stage: Stage) -> None:
     stage.page.wait("#confirm[open]")
 
 
+def statistics(stage: Stage) -> None:
+    stage.page.ask_and_wait("Which whale dives deepest?")
+    stage.click("#stats-open")
+    stage.page.wait("#charts figure")
+    stage.click("summary")
+
+
 def gate(stage: Stage) -> None:
     stage.page.find("#key").send_keys("fd-wrong\n")
     stage.page.wait("#wrong:not([hidden])")
@@ -288,7 +299,7 @@ STATES: dict[str, Callable[[Stage], None]] = {
     state.__name__: state
     for state in (
         *(empty, answer, streaming, branches, editing, wide, failing, sidebar, menu, deleted, search, settings, models),
-        *(beside, experts, finetune, learning, learned, help, confirm, gate),
+        *(beside, experts, finetune, learning, learned, statistics, help, confirm, gate),
     )
 }
 

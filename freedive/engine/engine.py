@@ -226,7 +226,6 @@ class Engine:
         """Returns the current counters of the engine, for monitoring."""
         with self._wake:
             num_open, running = len(self._open), len(self._scheduler.running)
-        done = self._executor
         return EngineStats(
             running=running,
             waiting=max(num_open - running, 0),
@@ -235,13 +234,14 @@ class Engine:
             snapshots=len(self._snapshots) if self._snapshots else 0,
             num_pages=self._pages.num_pages,
             num_requests=self._num_requests,
-            num_steps=done.num_steps,
-            num_computed=done.num_computed_tokens,
+            num_steps=self._executor.num_steps,
+            num_computed=self._executor.num_computed_tokens,
+            num_read=self._executor.num_read_tokens,
             num_cached=self._num_cached_tokens + self._prefixes.num_cached_tokens,
             num_restored=self._num_restored_tokens + self._prefixes.num_restored_tokens,
-            num_generated=done.num_generated_tokens,
-            num_drafted=done.num_drafted_tokens,
-            num_accepted=done.num_accepted_tokens,
+            num_generated=self._executor.num_generated_tokens,
+            num_drafted=self._executor.num_drafted_tokens,
+            num_accepted=self._executor.num_accepted_tokens,
         )
 
     def place(self, generation: Generation) -> int:

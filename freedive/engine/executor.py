@@ -40,9 +40,8 @@ class StepExecutor:
         draft_budget: DraftBudget | None,
         finish: Callable[[Sequence, Delivery], None],
     ) -> None:
-        self.num_steps = self.num_computed_tokens = self.num_generated_tokens = self.num_drafted_tokens = (
-            self.num_accepted_tokens
-        ) = 0
+        self.num_steps = self.num_computed_tokens = self.num_read_tokens = self.num_generated_tokens = 0
+        self.num_drafted_tokens = self.num_accepted_tokens = 0
         self._runner, self._has_states = runner, runner.states.shape[1] > 0
         self._chunk_sizer = chunk_sizer
         self._draft_budget = draft_budget
@@ -81,8 +80,10 @@ class StepExecutor:
         sequence = scheduled.sequence
         if sequence.scores:
             sequence.scores.add(sequence.num_cached_tokens, logits)
-        sequence.num_cached_tokens += scheduled.num_tokens
         generation = sequence.generation
+        unread = max(generation.num_prompt_tokens - sequence.num_cached_tokens, 0)
+        self.num_read_tokens += min(unread, scheduled.num_tokens)
+        sequence.num_cached_tokens += scheduled.num_tokens
         generation.num_prefilled_tokens = min(sequence.num_cached_tokens, generation.num_prompt_tokens)
         sequence.state_end = sequence.num_cached_tokens
         sequence.saved.extend(scheduled.saves)

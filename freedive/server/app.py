@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 
 from freedive.config import ServerConfig
 from freedive.errors import Unavailable, UserError
-from freedive.server import api_errors, docs, kept_requests, metrics, openapi, stats
+from freedive.server import api_errors, docs, history, kept_requests, metrics, openapi, stats
 from freedive.server.answers import routes as answers_routes
 from freedive.server.answers.answers import Answers
 from freedive.server.anthropic.models import ByVersion
@@ -82,15 +82,15 @@ def create_app(
     service = Service(models, keeps_requests=config.keep_requests > 0)
     store, kept = open_store(stored_responses), KeptRequests(config.keep_requests, keys)
     chats, auth = Chats(conversations, int(config.conversations_gb * 1e9)), Auth(keys, config)
-    measured, counted = metrics.Metrics(models), stats.Stats()
-    watching: tuple[Observer, ...] = (measured, counted, kept, *observers)
+    measured, counted, sampled = metrics.Metrics(models), stats.Stats(), history.History(models)
+    watching: tuple[Observer, ...] = (measured, counted, sampled, kept, *observers)
     answers = Answers(chats, service, auth, watching)
     pulls, jobs = Pulls(models, fetch), Jobs()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with contextlib.closing(store), contextlib.closing(chats):
-            async with models.living(), answers.living(), jobs.living():
+            async with models.living(), answers.living(), jobs.living(), sampled.living():
                 yield
 
     app = FastAPI(title="freedive", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -107,6 +107,7 @@ def create_app(
     _include_apis(app, apis(service, store, pulls))
     app.include_router(metrics.router(measured))
     app.include_router(stats.router(counted, models))
+    app.include_router(history.router(sampled))
     app.include_router(kept_requests.router(kept))
     app.include_router(docs.router(app, "MODEL" if auth.locked else next(iter(models.slots))))
     chat = conversations_routes.router(chats, answers.rendered, service.count), answers_routes.router(answers)

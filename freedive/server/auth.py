@@ -25,8 +25,8 @@ SESSION = "/app/session"
 COOKIE = "freedive_key"
 """The cookie that holds the key of the page, out of reach of its scripts."""
 
-OPEN = frozenset({"/", "/health", "/docs", "/openapi.json", SERVICE_WORKER, SESSION})
-"""Paths that need no key, like all paths under /static/: the chat page asks the user for the key itself."""
+OPEN = frozenset({"/", "/stats", "/health", "/docs", "/openapi.json", SERVICE_WORKER, SESSION})
+"""Paths that need no key, like all paths under /static/: the pages ask the user for the key themselves."""
 
 PRIVATE = "/app/"
 """The paths that only the server's own page uses, not even pages of allowed origins."""

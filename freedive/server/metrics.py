@@ -28,6 +28,7 @@ COUNTERS = {
     "num_requests": ("engine_requests", "Requests that the engine accepted"),
     "num_steps": ("engine_steps", "Steps of the model"),
     "num_computed": ("computed_tokens", "Input tokens computed, draft tokens included"),
+    "num_read": ("read_tokens", "Tokens of prompts computed, not found in the cache"),
     "num_generated": ("generated_tokens", "Tokens of answers"),
     "num_drafted": ("drafted_tokens", "Draft tokens that were verified"),
     "num_accepted": ("accepted_tokens", "Draft tokens that were accepted"),

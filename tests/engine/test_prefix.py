@@ -61,6 +61,7 @@ def test_a_shared_prefix_is_not_computed_again() -> None:
         assert runner.batches[-5].starts.tolist() == [160]
         stats = engine.stats()
         assert (stats.num_cached, stats.num_restored) == (160, 0)
+        assert stats.num_read == 200 + 173 - 160
         assert stats.free_pages == stats.num_pages
         assert stats.known_pages == 6
 

@@ -131,7 +131,7 @@ def test_a_key_is_accepted_in_the_header_of_every_api(url: str, header: tuple[st
 def test_without_a_key_only_the_page_and_the_docs_are_open(url: str) -> None:
     assert httpx.get(f"{url}/v1/models").status_code == 200
     keys.create("ann")
-    for route in ("/", "/static/main.js", "/health", "/docs", "/openapi.json"):
+    for route in ("/", "/stats", "/static/main.js", "/health", "/docs", "/openapi.json"):
         assert httpx.get(f"{url}{route}").status_code == 200, route
     closed = ("/v1/models", "/models", "/metrics", "/v1/stats", "/static", "/nowhere", "//v1/models", "/v1/models/")
     for route in closed:

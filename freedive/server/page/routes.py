@@ -1,4 +1,4 @@
-"""Routes of the chat page: the HTML page, its static files and its service worker."""
+"""Routes of the chat page and the page of statistics: HTML, static files and the service worker."""
 
 from __future__ import annotations
 
@@ -29,27 +29,38 @@ def router(service: Service, auth: Auth) -> APIRouter:
     environment = Environment(
         loader=PackageLoader("freedive.server.page", "."), autoescape=True, undefined=StrictUndefined
     )
-    template = environment.get_template("page.html")
 
-    @routes.get("/")
-    async def page(request: Request) -> HTMLResponse:
+    def page(request: Request, template: str, **values: Any) -> HTMLResponse:
         cookies = request.cookies
         language = choose_language(cookies.get("lang", ""), request.headers.get("accept-language", ""), translations)
         other = next(code for code in translations if code != language)
-        html = template.render(
+        html = environment.get_template(template).render(
             language=language,
             word=translations[language],
             other={"code": other, "name": translations[other]["language"]},
             theme=cookies["theme"] if cookies.get("theme") in THEMES else THEMES[0],
-            closed=cookies.get("bar") == "closed",
-            experts_open=cookies.get("experts") == "open",
-            names=[] if auth.locked else list(service.models.slots),
+            **values,
         )
         return HTMLResponse(html, headers={"Cache-Control": "no-cache", "Vary": "Accept-Language, Cookie"})
 
+    @routes.get("/")
+    async def chat(request: Request) -> HTMLResponse:
+        return page(
+            request,
+            "page.html",
+            closed=request.cookies.get("bar") == "closed",
+            experts_open=request.cookies.get("experts") == "open",
+            names=[] if auth.locked else list(service.models.slots),
+        )
+
+    @routes.get("/stats")
+    async def statistics(request: Request) -> HTMLResponse:
+        return page(request, "stats.html")
+
     @routes.get("/app/models")
-    async def models() -> Json:
-        return {"states": {name: slot.state for name, slot in service.models.slots.items()}}
+    async def models(request: Request) -> Json:
+        states = {name: slot.state for name, slot in service.models.slots.items()}
+        return {"states": states, "may": list(request.state.record.key.may)}
 
     @routes.get(SERVICE_WORKER)
     async def service_worker() -> FileResponse:

@@ -1,9 +1,8 @@
 // The losses of a fine-tuning, drawn and in words.
 
-import { element } from "./dom.js";
+import { drawn, element } from "./dom.js";
 import { number, word } from "./translations.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 400;
 const HEIGHT = 120;
 
@@ -13,20 +12,14 @@ export function drawCurve(figure, { trained, held_out: heldOut }) {
   const last = Math.max(...points.map(([step]) => step), 1);
   const most = Math.max(...points.map(([, loss]) => loss), 1e-3);
   const at = ([step, loss]) => `${((step / last) * WIDTH).toFixed(1)},${(HEIGHT * (1 - loss / most)).toFixed(1)}`;
-  const picture = node("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
+  const picture = drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
   const said = caption(trained, heldOut);
   picture.setAttribute("aria-label", said);
-  picture.append(node("path", { class: "axis", d: `M0,0V${HEIGHT}H${WIDTH}` }));
+  picture.append(drawn("path", { class: "axis", d: `M0,0V${HEIGHT}H${WIDTH}` }));
   for (const [name, line] of Object.entries({ trained, held_out: heldOut })) {
-    if (line.length > 1) picture.append(node("polyline", { class: name, points: line.map(at).join(" ") }));
+    if (line.length > 1) picture.append(drawn("polyline", { class: name, points: line.map(at).join(" ") }));
   }
   figure.replaceChildren(picture, element("figcaption", {}, said));
-}
-
-function node(tag, attributes) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
 }
 
 // What a reader who cannot see the curve has to know.

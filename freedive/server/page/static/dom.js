@@ -12,15 +12,16 @@ export function element(tag, properties = {}, ...children) {
   return node;
 }
 
-export function icon(id) {
-  const picture = document.createElementNS(SVG, "svg");
-  const use = document.createElementNS(SVG, "use");
-  picture.setAttribute("class", "icon");
-  picture.setAttribute("aria-hidden", "true");
-  use.setAttribute("href", `#icon-${id}`);
-  picture.append(use);
-  return picture;
+// An element of a picture.
+export function drawn(tag, attributes, ...children) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }
+
+export const icon = (id) =>
+  drawn("svg", { class: "icon", "aria-hidden": "true" }, drawn("use", { href: `#icon-${id}` }));
 
 // A button with a picture; `key` names it in the reader's language.
 export function iconButton(id, key, act) {

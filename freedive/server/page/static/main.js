@@ -8,13 +8,13 @@ import { SideBar } from "./conversations.js";
 import { byId } from "./dom.js";
 import { followExperts, toggleExperts } from "./experts.js";
 import * as keys from "./keys.js";
-import { toggleSideBar } from "./looks.js";
 import { openLibrary } from "./library.js";
 import { openMenu } from "./menu.js";
 import { chosenModel, offerModels, onModel, showModel } from "./models.js";
 import { onBeside, showBeside } from "./pair.js";
 import { openSearch } from "./search.js";
 import { openSettings } from "./settings.js";
+import { toggleSideBar } from "./sidebar.js";
 import { toast } from "./toast.js";
 import { word } from "./translations.js";
 

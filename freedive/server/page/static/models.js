@@ -10,7 +10,9 @@ let states = {};
 
 // Where keys are needed, the page comes without the names of models.
 export async function offerModels() {
-  showStates((await get("/app/models")).states);
+  const { states: now, may } = await get("/app/models");
+  showStates(now);
+  byId("stats-open").hidden = !may.includes("manage");
 }
 
 // Shows which models there are and what they do: asleep, loading or loaded.

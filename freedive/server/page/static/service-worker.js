@@ -13,7 +13,7 @@ self.addEventListener("fetch", (event) => {
   const { request } = event;
   const { origin, pathname } = new URL(request.url);
   if (request.method !== "GET" || origin !== self.location.origin) return;
-  if (request.mode === "navigate" && pathname === "/") {
+  if (request.mode === "navigate" && ["/", "/stats"].includes(pathname)) {
     event.respondWith(fetch(request).catch(() => caches.match(AWAY)));
   } else if (pathname.startsWith("/static/")) {
     event.respondWith(newest(request));
