@@ -17,7 +17,7 @@ from starlette.responses import Response
 from freedive.errors import ContextLengthExceeded, UserError
 from freedive.json_object import Json
 from freedive.server.http_errors import status_of
-from freedive.server.request_body import synonyms_of
+from freedive.server.request_body import client_name, synonyms_of
 
 MAX_MESSAGE_LENGTH = 600
 """Characters of the longest error message; a message may quote text that the client sent."""
@@ -46,8 +46,6 @@ ANTHROPIC_TYPES = {
     500: "api_error",
     503: "overloaded_error",
 }
-NO_NAMES: Mapping[str, str] = {}
-"""No field has another name."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,10 @@ class ApiError:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, error: UserError, called: Mapping[str, str] = NO_NAMES) -> ApiError:
-        """Returns the error that reports ``error``; ``called`` has the client's names of fields by ours."""
+    def of(cls, error: UserError) -> ApiError:
+        """Returns the error that reports ``error``, with fields named as the client of this request does."""
         status, headers = status_of(error), {}
-        message, param = str(error), called.get(error.param or "", error.param)
+        message, param = str(error), client_name(error.param)
         if error.param and param != error.param:
             message = re.sub(rf"\b{re.escape(error.param)}\b", param or "", message)
         if status == 401:
@@ -147,7 +145,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> Response:
-        return error_response(ApiError.of(error, request.state.record.called), request.url.path)
+        return error_response(ApiError.of(error), request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -75,7 +75,10 @@ def _opened(part: Any) -> Any:
     lines += map(_text_of, content) if isinstance(content, list) else [content]
     if not all(isinstance(line, str) for line in lines):
         raise UserError(f"'{part['type']}' holds something that is not text", "Send text parts", param="content")
-    rest = {name: value for name, value in part.items() if name not in ("content", "context", "source", "title")}
+    opened = {"context", "source", "title"} | (set() if isinstance(source, dict) else {held})
+    for name in source.keys() - {"media_type", "type", held} if isinstance(source, dict) else ():
+        ignore(name)
+    rest = {name: value for name, value in part.items() if name not in opened}
     return rest | {"type": "text", "text": "\n".join(filter(None, lines))}
 
 

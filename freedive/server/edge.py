@@ -45,7 +45,7 @@ class EdgeMiddleware:
         headers = Headers(scope=scope)
         record = RequestRecord.of(scope, headers)
         scope.setdefault("state", {}).update(request_id=record.id, record=record)
-        report_to(record.ignored, record.called)
+        report_to(record.ignored)
 
         async def tagged_send(message: Message) -> None:
             if message["type"] == "http.response.start":

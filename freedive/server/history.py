@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import statistics
 import time
 from collections import Counter, deque
@@ -18,6 +19,8 @@ from freedive.server.models import Models
 from freedive.server.request_record import CLIENT_LEFT, RequestRecord
 from freedive.server.routing import APIRouter
 from freedive.server.stats import NUM_REMEMBERED
+
+log = logging.getLogger(__name__)
 
 EVERY_S = 2.0
 """Seconds between two samples."""
@@ -89,7 +92,10 @@ class History:
 
     async def _take_all(self) -> None:
         while True:
-            self.take()
+            try:
+                self.take()
+            except Exception:  # such as too many open files: the next sample may succeed
+                log.exception("a sample of the server's figures")
             await asyncio.sleep(EVERY_S)
 
 

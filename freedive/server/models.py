@@ -37,6 +37,10 @@ RETRY_S = 10
 """Seconds between two attempts to reload a failed preloaded model without a request for it."""
 
 
+class _LoadedJustNow(Overloaded):
+    """The model that would make room stays for as long as loading it took."""
+
+
 @dataclass(frozen=True)
 class ModelEntry:
     """A model that the server offers: how to load it, and about how many bytes of memory it takes.
@@ -265,7 +269,7 @@ class Models:
         if slot.has_failed or slot.failure:
             if slot.preloaded and now >= slot.retry_at:
                 slot.retry_at = now + RETRY_S
-                await self._loaded(slot)
+                await self._loaded_now(slot)  # other models expire meanwhile, so it does not wait for room
             elif not slot.preloaded and not slot.busy:
                 async with self._changing:
                     await self._unload_idle(slot)
@@ -281,10 +285,12 @@ class Models:
         while True:
             try:
                 return await self._loaded_now(slot)
+            except _LoadedJustNow:
+                pass  # it may be replaced soon
             except Overloaded:
-                if time.monotonic() >= give_up_at or not self._replaceable_by(slot):
+                if time.monotonic() >= give_up_at or self._is_hopeless(slot):
                     raise
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(POLL_S)  # without the lock, so that models can be unloaded meanwhile
 
     async def _loaded_now(self, slot: Slot) -> Model:
         async with self._changing:  # one at a time: each load sizes its cache by the free memory
@@ -304,19 +310,26 @@ class Models:
         """Returns the loaded models that may be unloaded for ``slot`` when they are idle."""
         return [each for each in self._slots.values() if each.model and not (slot.fetched and each.preloaded)]
 
+    def _is_hopeless(self, slot: Slot) -> bool:
+        """Whether the models that are not unloaded for ``slot`` leave no room for it."""
+        replaceable = [each.model for each in self._replaceable_by(slot)]
+        return not self._fits(slot, [model for model in self.loaded if model not in replaceable])
+
+    def _fits(self, slot: Slot, others: Sequence[Model]) -> bool:
+        """Whether the model fits into memory with ``others``; alone, it is always loaded."""
+        return not others or sum(model.num_bytes for model in others) + slot.entry.num_bytes <= self._max_bytes
+
     async def _make_room(self, slot: Slot) -> None:
-        entry = slot.entry
-        while (others := self.loaded) and sum(model.num_bytes for model in others) + entry.num_bytes > self._max_bytes:
+        while not self._fits(slot, others := self.loaded):
             idle = [other for other in self._replaceable_by(slot) if not other.busy]
-            if not idle:
+            if not idle or self._is_hopeless(slot):
                 names = ", ".join(model.name for model in others)
-                what = f"'{entry.name}' does not fit into memory with {names}, busy or kept by the operator"
+                what = f"'{slot.entry.name}' does not fit into memory with {names}, busy or kept by the operator"
                 raise Overloaded(what, "Try again later")
             oldest = min(idle, key=lambda other: (other.preloaded, other.used_at))
-            if (wait_s := oldest.stays_until - time.monotonic()) > 0:
-                await asyncio.sleep(wait_s)  # else two clients could make two models replace each other for ever
-            else:
-                await self._unload(oldest)
+            if oldest.stays_until > time.monotonic():  # else two models could replace each other for ever
+                raise _LoadedJustNow(f"'{oldest.entry.name}' was loaded just now", "Try again later")
+            await self._unload(oldest)
 
     async def _unload_idle(self, slot: Slot) -> None:
         if not slot.busy:

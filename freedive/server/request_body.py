@@ -24,10 +24,10 @@ _ignored: ContextVar[set[str] | None] = ContextVar("ignored", default=None)
 _called: ContextVar[dict[str, str] | None] = ContextVar("called", default=None)
 
 
-def report_to(ignored: set[str], called: dict[str, str]) -> None:
-    """Makes :func:`ignore` add to ``ignored`` and :func:`call` to ``called`` in the current context: one request's."""
+def report_to(ignored: set[str]) -> None:
+    """Makes :func:`ignore` add to ``ignored``, and :func:`call` to new names, in the current context: one request's."""
     _ignored.set(ignored)
-    _called.set(called)
+    _called.set({})
 
 
 def call(names: Mapping[str, str]) -> None:
@@ -35,6 +35,11 @@ def call(names: Mapping[str, str]) -> None:
     called = _called.get()
     if called is not None:
         called.update({ours: called.get(theirs, theirs) for ours, theirs in names.items()})
+
+
+def client_name(field: str | None) -> str | None:
+    """Returns the client's name of a field of ours, also in errors of a stream."""
+    return (_called.get() or {}).get(field or "", field)
 
 
 def ignore(name: str) -> None:

@@ -25,9 +25,9 @@ class RequestRecord:
     """One HTTP request: its tenant (``key``), the tenant's name (``caller``), route, status, completions and times.
 
     ``route`` is the pattern of the path, "" if no route matches. ``completions`` is None for requests that generate
-    nothing. ``ignored`` holds the names of fields that the client sent and that had no effect, ``called`` the client's
-    names of fields by ours. Times are from ``time.perf_counter``, except ``began_at``, in seconds since 1970. The
-    record has no content of the request, except in ``completions`` if the server keeps requests.
+    nothing. ``ignored`` holds the names of fields that the client sent and that had no effect. Times are from
+    ``time.perf_counter``, except ``began_at``, in seconds since 1970. The record has no content of the request, except
+    in ``completions`` if the server keeps requests.
     """
 
     id: str
@@ -40,7 +40,6 @@ class RequestRecord:
     completions: Completions | None = None
     num_body_bytes: int = 0
     ignored: set[str] = field(default_factory=set)
-    called: dict[str, str] = field(default_factory=dict)
     began_at: float = field(default_factory=time.time)
     started_at: float = field(default_factory=time.perf_counter)
     ended_at: float | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import ItemsView, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, ValuesView
+from itertools import islice
 from typing import Any
 
 from jinja2.exceptions import SecurityError
@@ -23,6 +24,8 @@ STEP = 1 << 9
 """The work of one loop iteration or macro call, so that 262,144 of them are possible."""
 ITEM = 64
 """The work and the bytes that a number or a list entry counts as."""
+MAX_INT_BITS = 4096
+"""The most bits of a whole number."""
 
 
 class RenderBudget:
@@ -48,13 +51,22 @@ class RenderBudget:
     def make(self, value: Any) -> Any:
         """Counts a new ``value`` and returns it; its items were counted before."""
         if isinstance(value, str):
-            self._make(len(value) if value.isascii() else 4 * len(value))
+            self.take(len(value) if value.isascii() else 4 * len(value))
         elif isinstance(value, (list, tuple, dict)):
-            self._make(ITEM * (1 + len(value)))
+            self.take(ITEM * (1 + len(value)))
             self.measure(value)
+        elif isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
+            raise SecurityError("it makes a number that is too large")
         return value
 
-    def _make(self, num_bytes: int) -> None:
+    def listed(self, values: Iterable[Any]) -> list[Any]:
+        """Returns the items of ``values`` as a list, of bounded length even if they are an endless iterator."""
+        items = list(islice(values, MAX_SIZE // ITEM + 1))
+        self.spend(check_size(ITEM * len(items)))
+        return items
+
+    def take(self, num_bytes: int) -> None:
+        """Counts ``num_bytes`` of memory that new values take."""
         self._made += num_bytes
         if self._made > MAX_MADE:
             raise SecurityError(f"it makes more than {MAX_MADE >> 20} MB of values")
@@ -75,6 +87,8 @@ class RenderBudget:
             raise SecurityError("it writes a namespace, or puts it into a list")
         if isinstance(value, range):
             return check_size(ITEM * len(value))
+        if isinstance(value, int):
+            return max(ITEM, value.bit_length() // 3)
         if not isinstance(value, (list, tuple, Mapping, KeysView, ValuesView, ItemsView)):
             return ITEM
         known = self._sizes.get(id(value))

@@ -38,6 +38,8 @@ class Renderer:
                     "Check the messages' fields, or continue plain text with --raw, or by /v1/completions",
                     param="messages",
                 ) from None
+            finally:
+                self._sandbox.budget.begin()  # it holds the values that it has measured
 
     def _template(self, name: str) -> Template:
         if name not in self._sources:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -21,15 +22,16 @@ from jinja2.filters import do_indent, do_int, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from freedive.text.render_budget import ITEM, STEP, RenderBudget, check_size
+from freedive.text.render_budget import ITEM, MAX_INT_BITS, STEP, RenderBudget, check_size
 
-MAX_SOURCE = 1 << 20
-"""The most characters of a template; the longest known one has 30,000."""
+MAX_SOURCE = 1 << 18
+"""The most characters of a template, since compiling takes up to 2 KB for each; the longest known one has 30,000."""
 
-_MAX_INT_BITS = 4096
-_MAX_DIGITS = 4096
+_MAX_DIGITS = 1233
+"""The most digits of a text that becomes a number: those of MAX_INT_BITS."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -43,11 +45,12 @@ _FILTERS = _names(
 )
 """The available filters. Filters that pad or repeat text are left out; no known template needs them."""
 _CHEAP = _names(
-    "abs attr count d default first float items last length map reject rejectattr safe select selectattr boolean "
-    "callable defined divisibleby even false filter float integer iterable mapping none number odd sameas "
-    "sequence string test true undefined"
+    "abs attr count d default first float items last length safe boolean callable defined divisibleby even false "
+    "filter float integer iterable mapping none number odd sameas sequence string test true undefined"
 )
 """Filters and tests that take constant time."""
+_OF_EACH = _names("map reject rejectattr select selectattr")
+"""Filters that do for each item what is counted by itself, or look up an attribute."""
 _WEIGHTS = {
     **dict.fromkeys(("max", "min", "string"), 4),
     **dict.fromkeys(("e", "escape", "forceescape", "tojson"), 8),
@@ -62,16 +65,29 @@ _TEXT_METHODS = _names(
     "isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex "
     "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper"
 )
+_SLOW_SEARCHES = _names("lstrip rfind rindex rpartition rsplit rstrip strip trim")
+"""Methods and filters that can compare each character with each one of what they search for."""
 _CONTAINER_METHODS = _names("copy count get index items keys values")
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """The characters after which ``str.splitlines`` begins a line."""
 _SCOPES = ("_block_vars", "_loop_vars")
 """Arguments that jinja2 adds to each call in a block or loop, for functions that read its variables, and removes."""
-_WIDE_FIELD = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)|\{[^}]*(\d{4}|\{)")
+_WIDE = re.compile(r"\d{4}|\{")
+"""What a field of ``str.format`` may not have after its name: a width or a precision that is large or computed."""
+_WIDE_PERCENT = re.compile(r"%[-#0 +\d.]*(\d{4}|\*)")
+_WIDE_AFTER_KEY = re.compile(r"\)[-#0 +\d.]*(\d{4}|\*)")
+"""The same in fields of ``%``, the second for texts with fields that have keys in parentheses."""
 
 
 class Refused(TemplateError):
     """The template called raise_exception."""
+
+
+class _Namespace(Namespace):
+    """A namespace that is never written: what it holds is not measured, and may hold it many times."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -80,44 +96,63 @@ class Sandbox(ImmutableSandboxedEnvironment):
     ``budget`` counts one rendering: call ``budget.begin`` before each, and render one template at a time.
     """
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset({"+", "-", "*", "**", "%"})
 
     def __init__(self) -> None:
         self.budget = RenderBudget()
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=self.budget.touch
         )
-        own = {"join": _join, "replace": _replace, "indent": _indent, "tojson": _to_json, "int": _int, "list": _list}
+        own = {
+            "join": _join,
+            "replace": _replace,
+            "indent": _indent,
+            "tojson": _to_json,
+            "int": _int,
+            "list": self.listed,
+        }
         offered = {name: filter for name, filter in self.filters.items() if name in _FILTERS}
         self.filters = {name: self._counted(name, filter) for name, filter in (offered | own).items()}
         self.tests = {name: self._counted(name, test) for name, test in self.tests.items()}
         self.globals = {name: self.globals[name] for name in _GLOBALS} | {
             "dict": self._make_dict,
+            "namespace": lambda *args, **kwargs: _Namespace(self._make_dict(*args), **kwargs),
             "raise_exception": _raise_exception,
             "strftime_now": self._strftime_now,
         }
 
     def _counted(self, name: str, function: Any) -> Callable[..., Any]:
-        """Returns a filter or test that counts its work and its result; iterators become lists first."""
-        budget, cheap, weight = self.budget, name in _CHEAP, _WEIGHTS.get(name, 1)
+        """Returns a filter or test that counts its work and its result; iterators are run to their ends at once."""
+        budget, weight = self.budget, _WEIGHTS.get(name, 1)
         num_own = 1 if hasattr(function, "jinja_pass_arg") else 0  # the environment or context, which jinja2 passes
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if cheap:
+            if name in _CHEAP:
                 budget.spend(ITEM)
             else:
-                values = [list(arg) if isinstance(arg, Iterator) else arg for arg in args[num_own:]]
-                self._spend_on(values[0], [*values[1:], *kwargs.values()], weight)
+                values = [self.listed(arg) if isinstance(arg, Iterator) else arg for arg in args[num_own:]]
+                if name in _OF_EACH:
+                    values[:1] = map(self.listed, values[:1])
+                    paths = sum(len(arg) for arg in (*values[1:], *kwargs.values()) if isinstance(arg, str))
+                    budget.spend(ITEM * (1 + len(values[0])) * (1 + paths // 8))
+                else:
+                    self._spend_on(name, values[0], [*values[1:], *kwargs.values()], weight)
                 args = (*args[:num_own], *values)
-            return budget.make(function(*args, **kwargs))
+            result = function(*args, **kwargs)
+            return iter(self.listed(result)) if isinstance(result, Iterator) else budget.make(result)
 
         return call
 
-    def _spend_on(self, value: Any, args: Sequence[Any], weight: int = 1) -> None:
+    def _spend_on(self, name: str, value: Any, args: Sequence[Any], weight: int = 1) -> None:
         """Counts an operation on ``value`` with ``args``; searching a text can take the product of both lengths."""
         searched = sum(map(self.budget.measure, args))
-        self.budget.spend(weight * self.budget.measure(value) * (1 + searched // (8 * ITEM)) + searched)
+        at_once = 8 if name in _SLOW_SEARCHES else 8 * ITEM
+        self.budget.spend(weight * self.budget.measure(value) * (1 + searched // at_once) + searched)
+
+    def listed(self, values: Iterable[Any]) -> list[Any]:
+        """Returns the items of ``values``, which may be a long text or an iterator."""
+        return self.budget.listed(values)
 
     def step(self) -> bool:
         self.budget.spend(STEP)
@@ -138,7 +173,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return text
 
     def _make_dict(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        pairs = [list(arg.items() if isinstance(arg, Mapping) else arg) for arg in args]
+        pairs = [self.listed(arg.items() if isinstance(arg, Mapping) else arg) for arg in args]
         num_keys = sum(map(len, pairs))
         self.budget.spend(num_keys * num_keys // ITEM)  # keys with equal hashes take quadratic time
         made: dict[Any, Any] = self.budget.make(dict(*pairs, **kwargs))
@@ -167,17 +202,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if operator == "+":
             check_size(sum(sizes))
             self.budget.spend(sum(len(value) for value in (left, right) if isinstance(value, (str, list, tuple))))
+        elif operator == "-" and (isinstance(left, Set) or isinstance(right, Set)):
+            raise SecurityError("it subtracts what is no number")
         elif operator == "%" and isinstance(left, str):
-            self._check_format(left, right)
+            patterns = [_WIDE_PERCENT, _WIDE_AFTER_KEY] if "%(" in left else [_WIDE_PERCENT]
+            self._check_format(left, right, any(pattern.search(left) for pattern in patterns))
         elif operator == "*" and sizes and numbers:
             self.budget.spend(check_size(sizes[0] * max(0, numbers[0])))
         elif operator in ("*", "**") and len(numbers) == 2:
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > _MAX_INT_BITS:
+            if bits > MAX_INT_BITS:
                 raise SecurityError("it makes a number that is too large")
 
-    def _check_format(self, text: str, values: Any) -> None:
-        if _WIDE_FIELD.search(text):
+    def _check_format(self, text: str, values: Any, is_wide: bool) -> None:
+        if is_wide:
             raise SecurityError("it formats text to a very large or computed width")
         num_fields = text.count("{") + text.count("%")
         self.budget.spend(4 * check_size(len(text) + num_fields * self.budget.measure(values)))
@@ -185,7 +223,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
         text = getattr(method, "__self__", None)
-        __self.budget.spend(ITEM)
+        __self.budget.spend(ITEM * (1 + len(args) + len(kwargs)))
+        __self.budget.take(ITEM * (len(args) + len(kwargs)))
         if not isinstance(text, (str, list, tuple, dict)):
             return super().call(__context, __obj, *args, **kwargs)
         if isinstance(text, str):
@@ -198,13 +237,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _check_method(self, text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Counts the call ``text.name(*args)``, and returns the arguments with iterators as lists."""
         if name == "join":
-            items: list[Any] = list(*args)
+            items = self.listed(*args)
             self.budget.spend(check_size(self.budget.measure(items) + len(text) * len(items)))
             return (items,)
         if name == "format":
-            self._check_format(text, [args, kwargs])
+            is_wide = any(spec and _WIDE.search(spec) for _, _, spec, _ in string.Formatter().parse(text))
+            self._check_format(text, [args, kwargs], is_wide)
             return args
-        self._spend_on(text, [*args, *kwargs.values()])
+        self._spend_on(name, text, [*args, *kwargs.values()])
         if name == "replace":
             old, new = map(str, args[:2])
             check_size(len(text) + text.count(old) * len(new))
@@ -233,7 +273,9 @@ class Generation(Extension):
 
 
 class _Instrument(NodeTransformer):
-    """Adds calls that count work: loop iterations, macro calls, ``a ~ b``, comparisons, lists, dicts and slices."""
+    """Adds calls that count work: loop iterations, macro calls, ``a ~ b``, comparisons, lists, dicts and slices,
+    and bounds the arguments of ``f(*args)``.
+    """
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -259,6 +301,14 @@ class _Instrument(NodeTransformer):
             operand.expr = _environment_call("touched", [operand.expr], node.lineno)
         return node
 
+    def visit_Call(self, node: nodes.Call | nodes.Filter | nodes.Test) -> nodes.Expr:
+        self.generic_visit(node)
+        if node.dyn_args is not None:
+            node.dyn_args = _environment_call("listed", [node.dyn_args], node.lineno)
+        return node
+
+    visit_Filter = visit_Test = visit_Call
+
     def visit_List(self, node: nodes.List) -> nodes.Expr:
         self.generic_visit(node)
         return _environment_call("made", [node], node.lineno)
@@ -282,10 +332,10 @@ def _environment_call(method: str, args: list[nodes.Expr], lineno: int) -> nodes
 
 @pass_environment
 def _join(environment: Environment, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
-    if attribute is not None:
-        values = map(make_attrgetter(environment, attribute), values)
     assert isinstance(environment, Sandbox)
-    items, mark = list(values), str(d)
+    items, mark = environment.listed(values), str(d)
+    if attribute is not None:
+        items = list(map(make_attrgetter(environment, attribute), items))
     environment.budget.spend(check_size(sum(map(environment.budget.measure, items)) + len(mark) * len(items)))
     return mark.join(map(str, items))
 
@@ -309,12 +359,6 @@ def _int(value: Any, default: int = 0, base: int = 10) -> int:
     return do_int(value, default, base)
 
 
-def _list(value: Iterable[Any]) -> list[Any]:
-    if isinstance(value, str):
-        check_size(ITEM * len(value))
-    return list(value)
-
-
 @pass_environment
 def _to_json(
     environment: Environment,
@@ -326,9 +370,19 @@ def _to_json(
 ) -> str:
     """Encodes JSON as in transformers, without the HTML and non-ASCII escapes of jinja2's filter."""
     assert isinstance(environment, Sandbox)
-    margin = len(indent) if isinstance(indent, str) else indent or 0
-    check_size(environment.budget.measure(value) * (1 + margin))
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    budget = environment.budget
+    check_size(budget.measure(value))
+    if sum(map(len, separators or ())) > ITEM or (len(indent) if isinstance(indent, str) else indent or 0) > ITEM:
+        raise SecurityError("it indents or separates JSON by very long texts")
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    if indent is None:
+        return encoder.encode(value)
+    pieces, size = [], 0
+    for piece in encoder.iterencode(value):  # with the margins of all levels around it
+        budget.spend(len(piece))
+        size = check_size(size + len(piece))
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -1,6 +1,9 @@
 // Compares every instruction-set level of this machine with the scalar one, bit for bit. Prints the levels.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -83,6 +86,22 @@ void compare_linear(const Kernels& level, Format f) {
         expect_same(level.name, "add_transposed", sums[1].data(), sums[0].data(), k * sizeof(float));
     }
     std::free(packed);
+}
+
+void compare_peaks(const Kernels& level) {
+    constexpr int blocks = 64, n = blocks * kPeakBlock;
+    constexpr float infinity = std::numeric_limits<float>::infinity(),
+                    odd[] = {infinity, -infinity, 0.0f, -0.0f, 1e-40f};
+    auto x = normal(n);
+    for (int i = kPeakBlock; i < n; i++)
+        if (random_bits() % 8 < std::uint32_t(i / kPeakBlock) % 9) x[i] = odd[random_bits() % std::size(odd)];
+    float out[2][blocks];
+    each_of_both(level, [&](const Kernels& kernels, int i) { kernels.peaks(x.data(), n, out[i]); });
+    for (int i = 0; i < blocks; i++) out[0][i] += 0.0f, out[1][i] += 0.0f;  // the largest of 0 and -0 is either
+    expect_same(level.name, "peaks", out[1], out[0], sizeof out[0]);
+    for (int i = 0; i < blocks; i++)
+        out[0][i] = *std::max_element(&x[i * kPeakBlock], &x[i * kPeakBlock] + kPeakBlock) + 0.0f;
+    expect_same(level.name, "peaks, which are the largest,", out[1], out[0], sizeof out[0]);
 }
 
 void compare_rows(const Kernels& level) {
@@ -247,6 +266,7 @@ int main() {
     for (const Kernels* level : available_kernels()) {
         for (int f = 0; f < kNumFormats; f++) compare_linear(*level, Format(f));
         compare_rows(*level);
+        compare_peaks(*level);
         compare_attention(*level);
         compare_int8_attention(*level);
         compare_latent_attention(*level);

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from echo_model import EchoModel, serving
+from echo_model import EchoGeneration, EchoModel, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freedive.config import ServerConfig
+from freedive.engine.generation import TokenOutput
 from freedive.errors import UserError
 from freedive.server.openai.fields import ChatRequest, CompletionRequest
 
@@ -124,6 +126,21 @@ def test_a_fault_found_later_names_the_field_as_the_client_does(
     monkeypatch.setattr(fake_model, "prepare", prepare)
     asked = {"/v1/chat/completions": CHAT, "/v1/completions": TEXT}.get(route, {"model": "echo", "input": "hi"})
     assert refusal(http.post(route, json=asked | extra))["param"] == param
+
+
+def test_a_fault_found_in_a_stream_names_the_field_as_the_client_does(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(_: object) -> AsyncIterator[TokenOutput]:
+        raise UserError("response_format has become impossible", param="response_format")
+        yield
+
+    monkeypatch.setattr(EchoGeneration, "__aiter__", fails)
+    with http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True, "guided_json": {}}) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if "error" in line]
+    error = json.loads(lines[0])["error"]
+    assert error["param"] == "guided_json"
+    assert error["message"].startswith("guided_json has become impossible")
 
 
 def test_what_is_wrong_is_told_of_the_field_not_of_a_kind_of_value(http: httpx.Client) -> None:

@@ -110,3 +110,18 @@ def test_v1_stats_stays_json_whatever_is_accepted(url: str, accept: str) -> None
 def test_the_page_of_statistics_is_in_the_readers_language(url: str) -> None:
     titles = [httpx.get(f"{url}/stats", headers={"accept-language": code}).text for code in ("en", "zh-CN")]
     assert ["<h1>Statistics</h1>" in titles[0], "<h1>统计</h1>" in titles[1]] == [True, True]
+
+
+def test_a_sample_that_fails_ends_neither_the_samples_nor_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError("too many open files")]
+
+    def resident_memory() -> int:
+        if failures:
+            raise failures.pop()
+        return 1
+
+    monkeypatch.setattr("freedive.machine.resident_memory", resident_memory)
+    monkeypatch.setattr(history, "EVERY_S", 0.02)
+    with serving(EchoModel()) as url:
+        wait_until(lambda: httpx.get(f"{url}{PATH}").json()["samples"])
+    assert not failures

@@ -253,6 +253,14 @@ def test_a_block_that_does_not_hold_text_alone_is_refused(http: httpx.Client, bl
     assert (refused.status_code, block["type"] in refused.text) == (400, True)
 
 
+def test_what_is_not_read_of_a_document_is_reported(http: httpx.Client, fake_model: EchoModel) -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "a", "language": "en"}
+    block = {"type": "document", "source": source, "content": TEXTS}
+    asked = {"messages": [{"role": "user", "content": [block]}]}
+    assert ignored(http.post(MESSAGES, json=BODIES[MESSAGES] | asked)) == {"content", "language"}
+    assert fake_model.asked[-1]["messages"][-1]["content"] == "a"
+
+
 def test_an_image_in_a_document_hides_no_text(http: httpx.Client, fake_model: EchoModel) -> None:
     content = [*TEXTS, {"type": "image", "source": {}}]
     document = {"type": "document", "title": "T", "source": {"type": "content", "content": content}}

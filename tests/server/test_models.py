@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
-from echo_model import EchoModel
+from echo_model import EchoModel, model_entry
 from fastapi.testclient import TestClient
 from pace import seconds_on_an_idle_core
 from patience import wait_for
@@ -84,6 +84,59 @@ def test_a_request_waits_until_a_busy_model_makes_room() -> None:
             assert not waiting.done()
         await waiting
         assert [model.name for model in models.loaded] == ["b"]
+
+    run(scene)
+
+
+def test_a_model_can_be_unloaded_while_a_request_waits_for_it_to_have_stayed() -> None:
+    async def scene() -> None:
+        models = Loader().models("a", "b", max_bytes=10)
+        await used(models, "a")
+        models.slot("a").stays_until = FOREVER
+        waiting = asyncio.create_task(used(models, "b"))
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(models.release("a"), 1)
+        await asyncio.wait_for(waiting, 1)
+
+    run(scene)
+
+
+def test_no_model_is_unloaded_for_one_that_does_not_fit_beside_those_that_stay() -> None:
+    """The operator's model is never unloaded for a fetched one, so that waiting for others is in vain."""
+
+    async def scene() -> None:
+        operators, fetched = EchoModel(name="a", num_bytes=10), EchoModel(name="c", num_bytes=15)
+        other = EchoModel(name="b", num_bytes=10)
+        entries = [model_entry(operators), model_entry(other)]
+        models = Models(entries, [operators], max_bytes=20)
+        models.add(model_entry(fetched))
+        await used(models, "b")
+        async with models.use("b"):
+            with pytest.raises(Overloaded, match="'c' does not fit into memory with a, b"):
+                await asyncio.wait_for(used(models, "c"), 1)
+        with pytest.raises(Overloaded):
+            await asyncio.wait_for(used(models, "c"), 1)
+        assert not other.closed
+
+    run(scene)
+
+
+def test_other_models_expire_while_a_failed_one_finds_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_module, "TICK_S", 0.01)
+
+    async def scene() -> None:
+        failing, busy, idle = (
+            EchoModel(name=name, num_bytes=size) for name, size in zip("abc", (10, 5, 0), strict=True)
+        )
+        models = Models([model_entry(each) for each in (failing, busy, idle)], [failing], max_bytes=15)
+        async with models.use("b"):
+            async with models.use("c", keep_alive_s=0.3):
+                busy.num_bytes = 6  # so that the failed model does not fit any more
+            models.slot("c").stays_until = FOREVER
+            broken(failing)
+            async with models.living():
+                await asyncio.wait_for(wait_for(lambda: idle not in models.loaded), 3)
+                assert models.loaded == [busy]
 
     run(scene)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from echo_model import EchoModel, serving
+from echo_model import EchoModel, EchoStats, serving
 
 from freedive.errors import Unavailable, UserError
 from freedive.server import stream
@@ -67,7 +68,8 @@ def test_serve_prints_its_address_and_ends_on_ctrl_c_in_the_middle_of_an_answer(
 
 def test_health_reports_the_load_of_each_model(live_server: str) -> None:
     health = httpx.get(f"{live_server}/health").json()
-    assert health == {"status": "ok", "models": {"echo": {"running": 0, "waiting": 0}}}
+    idle = EchoStats(running=0, waiting=0, num_read=0, num_generated=0, free_pages=64)
+    assert health == {"status": "ok", "models": {"echo": dataclasses.asdict(idle)}}
 
 
 def test_the_docs_page_names_every_route_and_field_and_loads_nothing_from_elsewhere(live_server: str) -> None:

@@ -241,6 +241,10 @@ def test_only_text_can_be_continued(tokenizer: Tokenizer, last: dict[str, Any]) 
 
 BIG = "{% set s = 'x' * 4000000 %}"
 LAUGHS = "{% set ns = namespace(a=['ha']) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}"
+WIDE_TEXT = "{% set x = '\U0001f600' * 16000000 %}"
+NAMESPACES = (
+    "{% set ns = namespace(x=1) %}{% for i in range(40) %}{% set ns.x = namespace(a=ns.x, b=ns.x) %}{% endfor %}"
+)
 HOSTILE = {
     "a long range": "{% for i in range(10**9) %}{% endfor %}",
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
@@ -313,6 +317,34 @@ HOSTILE = {
     "namespaces in lists": (
         "{% set ns = namespace() %}{% for i in range(60) %}{% set ns.a = [ns, ns] %}{% endfor %}{{ ns.a }}"
     ),
+    "separators that are long": "{{ [0, 0]|tojson(separators=('a' * 999, ':')) }}",
+    "JSON that is deep and indented": (
+        "{% set ns = namespace(x=[1] * 60000) %}{% for i in range(900) %}{% set ns.x = [ns.x] %}{% endfor %}"
+        "{{ ns.x|tojson(indent='\U0001f600')|length }}"
+    ),
+    "a wide field with a key": "{{ '%(a)900000000s' % {'a': 1} }}",
+    "a wide field with a brace in its name": "{{ '{0[}]:900000000}'.format({'}': 1}) }}",
+    "an iterator over a long text": WIDE_TEXT + "{{ x|select|list|length }}",
+    "the length of a loop over an iterator": WIDE_TEXT
+    + "{% for c in x|select %}{{ loop.length }}{% break %}{% endfor %}",
+    "a long text joined": WIDE_TEXT + "{{ x|join|length }}",
+    "a long text joined by a method": WIDE_TEXT + "{{ ''.join(x)|length }}",
+    "a dict of a long text": WIDE_TEXT + "{{ dict(x) }}",
+    "arguments of a long text": WIDE_TEXT + "{% macro f() %}{% endmacro %}{{ f(*x) }}",
+    "sums of numbers": (
+        "{% set ns = namespace(x=1, l=0) %}{% for i in range(80000) %}{% set ns.x = ns.x + ns.x %}"
+        "{% set ns.l = [ns.l, ns.x] %}{% endfor %}"
+    ),
+    "objects with many arguments": (
+        "{% set l = [0] * 80000 %}{% set ns = namespace(l=0) %}"
+        "{% for i in range(1500) %}{% set ns.l = [ns.l, cycler(*l)] %}{% endfor %}"
+    ),
+    "a refusal that writes namespaces": NAMESPACES + "{{ raise_exception(ns) }}",
+    "a name that is a namespace": NAMESPACES + "{{ 1|attr(ns) }}",
+    "differences of keys": "{{ dict(a=1).keys() - [] }}",
+    "paths of attributes": "{{ [1, 2, 3]|map(attribute='a.' * 8000000, default=1)|list }}",
+    "searches from the end": "{{ ('a' * 4000000).rfind('ab' + 'a' * 15000) }}",
+    "characters to strip": "{{ ('a€' * 2000000).strip('šŢɡʡ' * 3000 + 'a€') }}",
     "a long template": "x" * (1 << 21),
     "Python's insides": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "format insides": "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
@@ -339,6 +371,17 @@ def test_a_rendering_is_bounded_in_time_and_memory(tokenizer: Tokenizer, case: s
         tracemalloc.stop()
     assert time.thread_time() - begun < 8  # 2 s without the overhead of tracing
     assert peak < 200 << 20
+
+
+def test_filters_of_items_are_true_as_in_transformers_even_of_no_items(tokenizer: Tokenizer) -> None:
+    chosen = "{% if messages|selectattr('role', 'equalto', 'none') %}yes{% endif %}"
+    source = chosen + "{{ messages|map(attribute='role')|first }}"
+    assert chat_template(source, tokenizer).render(CHAT) == "yes" + CHAT[0]["role"]
+
+
+def test_a_namespace_may_hold_a_namespace_and_json_be_indented(tokenizer: Tokenizer) -> None:
+    source = "{% set a = namespace(n=1) %}{% set b = namespace(a=a) %}{{ b.a.n }}{{ {'k': [1]}|tojson(indent=2) }}"
+    assert chat_template(source, tokenizer).render(CHAT) == '1{\n  "k": [\n    1\n  ]\n}'
 
 
 def test_methods_of_texts_work_in_loops_that_make_namespaces(tokenizer: Tokenizer) -> None:
