@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from answers_client import AT, asked, ended, events, read, sent
+from answers_client import AT, arrived, asked, ended, events, read, sent
 from echo_model import HELD, EchoModel, serving
 from patience import PATIENCE_S
 
@@ -21,7 +21,7 @@ from freedive.server.keys import Keys
 BOTH = ["calculator", "files"]
 
 
-def call(name: str, **arguments: Any) -> str:
+def call(name: str, /, **arguments: Any) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
@@ -29,6 +29,7 @@ def scripted() -> EchoModel:
     """Multiplies with the calculator, reads files, and says what it was told."""
     script = {
         "tool: 51": "It is **51**.",
+        "tool: 81": f"Eighty{HELD}one",
         REFUSED: "As you wish.",
         "tool: Part": "Blue.",
         "tool: Error": "A fault.",
@@ -39,9 +40,8 @@ def scripted() -> EchoModel:
         "disk": call("files", name="/etc/passwd"),
         "shell": call("shell", command="rm"),
         "slow": call("calculator", expression="9*9"),
-        "tool: 81": f"Eighty{HELD}one",
     }
-    return EchoModel(script=dict(sorted(script.items(), key=lambda each: not each[0].startswith("tool"))))
+    return EchoModel(script=script)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_call_runs_when_it_was_allowed_and_the_answer_goes_on(http: httpx.Clie
     assert (made["state"], made["result"]) == ("asked", "")
     assert [tool["function"]["name"] for tool in model.asked[-1]["tools"]] == BOTH
     done = decided(http, id, asking, "once")
-    assert (done["status"], done["reasoning"]) == ("complete", "Hard.\n\n")
+    assert (done["status"], done["reasoning"]) == ("complete", "Hard.")
     assert done["content"] == "Let me see.\n\nIt is **51**."
     assert (done["calls"][0]["state"], done["calls"][0]["result"]) == ("done", "51")
     told = model.asked[-1]["messages"]
@@ -174,9 +174,7 @@ def test_an_answer_that_asks_can_be_stopped_and_goes_on_without_the_call(http: h
 def test_an_answer_can_be_stopped_after_a_call(http: httpx.Client, model: EchoModel) -> None:
     id, asking = question(http, "slow")
     sent(http, f"/{id}/answers/{asking['id']}/calls/{asking['calls'][0]['id']}", answer="once")
-    for each in events(http, id, asking["id"]):
-        if "Eighty" in each.get("text", "") or each.get("snapshot", {}).get("text"):
-            break
+    arrived(events(http, id, asking["id"]))
     sent(http, f"/{id}/answers/{asking['id']}/stop")
     stopped = ended(http, id, asking["id"])
     assert (stopped["status"], stopped["calls"][0]["result"]) == ("stopped", "81")

@@ -87,7 +87,7 @@ class Answers:
             if is_meant and each["state"] == "asked":
                 each = await run_in_threadpool(_decided, background, each, answer)
             calls.append(each)
-        allow = meant["name"] if answer == "always" else ""
+        allow = meant["name"] if answer == "always" and meant["name"] in background.tools else ""
         keep = partial(store.messages.decide, owner, id, message, calls, allow=allow)
         if any(each["state"] == "asked" for each in calls):
             return await run_in_threadpool(keep, "asking")
@@ -182,10 +182,13 @@ class Answers:
         place = (asked.key.id, id, message.id)
         running = self._running[place] = RunningAnswer(self._chats.holding(id), *place[:2], message, background)
         rounds = ExitStack()  # observers are told of each round when the next one begins, of the last one at the end
+        first = rounds.enter_context(self._observed(asked))
 
         async def generate(so_far: Message | None) -> Completions:
-            rounds.close()
-            record = rounds.enter_context(self._observed(asked))
+            record = first
+            if so_far:
+                rounds.close()
+                record = rounds.enter_context(self._observed(asked))
             return await self._generate(background.request(so_far) if so_far else body, record)
 
         async def live() -> None:

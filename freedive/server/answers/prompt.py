@@ -75,15 +75,16 @@ class Background:
 
     def is_allowed(self, name: str) -> bool:
         """Whether a call need not be asked about: of a tool that is allowed, or of one that does not exist."""
-        return name in self.allowed or name not in self._tools
+        return name in self.allowed or name not in self.tools
 
     def done(self, call: ToolCall) -> ToolCall:
         """Runs a call and returns it with its result. Blocks for milliseconds."""
         texts = dict(self.files.values())
-        return {**call, "state": "done", "result": result(call["name"], call["arguments"], self._tools, texts)}
+        return {**call, "state": "done", "result": result(call["name"], call["arguments"], self.tools, texts)}
 
     @property
-    def _tools(self) -> list[str]:
+    def tools(self) -> list[str]:
+        """The tools that are turned on."""
         return self.settings.get("tools") or []
 
 
@@ -129,22 +130,26 @@ def _messages(message: Message, files: Files, *, names_only: bool) -> Iterator[J
         blocks = [_block(*files[id], names_only=names_only) for id in message.files if id in files]
         yield {"role": "user", "content": "\n\n".join([*blocks, message.content])}
         return
+    if not message.calls:
+        yield {"role": "assistant", "content": message.content, "reasoning_content": message.reasoning}
+        return
     text = thoughts = 0
     for _, group in groupby(message.calls, lambda call: call["round"]):
         calls = refused(list(group))
         text_end, thoughts_end = calls[-1]["text_end"], calls[-1]["thoughts_end"]
         said, thought = message.content[text:text_end], message.reasoning[thoughts:thoughts_end]
-        yield _answer(said.removesuffix(BREAK), thought.removesuffix(BREAK), tool_calls=list(map(_call, calls)))
+        yield _answer(said, thought, tool_calls=list(map(_call, calls)))
         for call in calls:
             yield {"role": "tool", "tool_call_id": call["id"], "name": call["name"], "content": call["result"]}
         text, thoughts = max(text, text_end), max(thoughts, thoughts_end)
     said, thought = message.content[text:], message.reasoning[thoughts:]
-    if said or thought or not message.calls:
+    if said or thought:
         yield _answer(said, thought)
 
 
 def _answer(content: str, reasoning: str, **more: Any) -> Json:
-    return {"role": "assistant", "content": content, "reasoning_content": reasoning, **more}
+    texts = {"content": content.removeprefix(BREAK), "reasoning_content": reasoning.removeprefix(BREAK)}
+    return {"role": "assistant", **texts, **more}
 
 
 def _call(call: ToolCall) -> Json:

@@ -32,8 +32,7 @@ def router(answers: Answers) -> APIRouter:
 
     @routes.post("/{id}/answers/{message}/calls/{call}")
     async def decide(id: str, message: str, call: str, body: DecisionRequest, request: Request) -> Json:
-        decided = await answers.decide(request, id, message, call, body.answer)
-        return {**vars(decided), "html": await answers.rendered.html(decided)}
+        return vars(await answers.decide(request, id, message, call, body.answer))
 
     @routes.post("/{id}/answers/{message}/stop")
     async def stop(id: str, message: str, request: Request) -> Json:

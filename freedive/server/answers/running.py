@@ -161,7 +161,7 @@ class RunningAnswer:
             self._arrived.set()
             if self._asks:
                 break
-            self._usage, self.completions = usage_of(self.completions, self._usage), None
+            self._usage, self.completions, self._finish = usage_of(self.completions, self._usage), None, ""
             calls = await self._receive_round(generate, self._so_far())
 
     def _so_far(self) -> Message:
@@ -170,7 +170,7 @@ class RunningAnswer:
 
     async def _called(self, calls: Sequence[Call]) -> list[ToolCall]:
         """Stores the calls of a round, with the results of those that need not be asked about, and returns them."""
-        before, (thoughts_end, text_end) = self.transcript.calls, self.transcript.part()
+        before = self.transcript.calls
         new: list[ToolCall] = [
             {
                 "id": f"call{len(before) + index:05}",
@@ -179,8 +179,8 @@ class RunningAnswer:
                 "state": "asked",
                 "result": "",
                 "round": before[-1]["round"] + 1 if before else 0,
-                "text_end": text_end,
-                "thoughts_end": thoughts_end,
+                "text_end": len(self.transcript.text),
+                "thoughts_end": len(self.transcript.thoughts),
             }
             for index, call in enumerate(calls[:MAX_CALLS])
         ]

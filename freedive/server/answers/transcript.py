@@ -40,15 +40,14 @@ class Transcript:
         self._rendering = asyncio.Lock()
 
     def add(self, part: Answer) -> None:
-        """Adds what arrived."""
+        """Adds what arrived; what follows a call is another paragraph."""
+        last = self.calls[-1] if self.calls else None
+        if part.reasoning and last and self.thoughts and last["thoughts_end"] == len(self.thoughts):
+            self.thoughts += BREAK
+        if part.content and last and self.text and last["text_end"] == len(self.text):
+            self.text += BREAK
         self.thoughts += part.reasoning
         self.text += part.content
-
-    def part(self) -> tuple[int, int]:
-        """Begins another paragraph of the thoughts and of the text, and returns their lengths."""
-        self.thoughts += BREAK if self.thoughts and not self.thoughts.endswith(BREAK) else ""
-        self.text += BREAK if self.text and not self.text.endswith(BREAK) else ""
-        return len(self.thoughts), len(self.text)
 
     async def render(self) -> None:
         """Renders what arrived since the last call."""

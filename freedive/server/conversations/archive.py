@@ -44,7 +44,8 @@ def from_json(value: Json) -> ConversationDraft:
     for index, message in enumerate(draft.messages):
         _check(message.parent is None or 0 <= message.parent < index, f"the parent of message {index}")
         _check(all(0 <= file < len(draft.files) for file in message.files), f"a file of message {index}")
-        if message.status == "running":
+        asks = message.role == "assistant" and any(call["state"] == "asked" for call in message.calls)
+        if message.status == "running" or (message.status == "asking" and not asks):
             message.status = "interrupted"
     _check(draft.leaf is None or 0 <= draft.leaf < len(draft.messages), "the leaf")
     return draft
