@@ -141,8 +141,7 @@ class Answers:
         html = await self.rendered.html(message)
         whole = {"html": html, "tail": "", "thoughts": message.reasoning, "text": message.content}
         state = {"status": message.status, "error": message.error, "meter": stored_meter(message)}
-        state["calls"] = message.calls
-        yield event({"snapshot": {**whole, **state}})
+        yield event({"snapshot": {**whole, **state, "calls": message.calls}})
 
     def _model(self, asked: str, tree: Tree) -> str:
         """Returns the model that is asked for, else the conversation's, else the first. Raises NotFound."""

@@ -64,14 +64,16 @@ def _checked(value: Number) -> Number:
 
 def _power(base: Number, exponent: Number) -> Number:
     if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
-        if base in (0, 1, -1):
-            exponent = (exponent > 0) - (exponent < 0) if base == 0 else Fraction(exponent.numerator % 2)
-        elif abs(exponent) * max(base.numerator.bit_length(), base.denominator.bit_length()) > 2 * MAX_BITS:
+        if base in (1, -1):
+            return Fraction(base ** (exponent.numerator % 2))
+        if base and abs(exponent) * max(base.numerator.bit_length(), base.denominator.bit_length()) > 2 * MAX_BITS:
             raise _too_large()
-        return Fraction(base ** int(exponent))
+        return Fraction(base**exponent.numerator)
     if base < 0:
         raise _wrong("a power of a negative number whose exponent is not whole")
-    return float(base) ** float(exponent)
+    if base == 0 and exponent < 0:
+        raise ZeroDivisionError
+    return math.pow(base, exponent)
 
 
 def _root(value: Number) -> Number:
@@ -85,7 +87,7 @@ def _root(value: Number) -> Number:
 
 
 def _rounded(value: Number, digits: Number = Fraction(0)) -> Number:
-    if digits != int(digits) or abs(digits) > DIGITS:
+    if digits != int(digits) or not -DIGITS <= digits <= DIGITS:
         raise _wrong(f"'round' takes a whole number of digits up to {DIGITS}")
     scale = Fraction(10) ** int(digits)
     magnitude = math.floor(abs(Fraction(value)) * scale + Fraction(1, 2)) / scale
@@ -134,7 +136,7 @@ class _Parser:
     """Reads an expression by the precedence of its operators, and computes while it reads."""
 
     def __init__(self, text: str) -> None:
-        self._tokens = [*_TOKEN.findall(text.strip()), ""]
+        self._tokens = [*map(str, _TOKEN.findall(text.strip())), ""]
         self._at = self._depth = 0
 
     def whole(self) -> Number:
