@@ -8,12 +8,8 @@ const ANSWERS = { allow_once: "once", allow_always: "always", refuse: "refuse" }
 
 const nameOf = ({ name }) => (KNOWN.includes(name) ? word(name) : name);
 
-// `decide` is called with the reader's answer; without it nothing is asked.
-export function callNode(call, decide) {
-  return call.state === "asked" && decide ? question(call, decide) : report(call);
-}
-
-function question(call, decide) {
+// Asks about a call; `decide` is called with the reader's answer.
+export function question(call, decide) {
   const text = word("asks", { tool: nameOf(call) });
   const buttons = Object.entries(ANSWERS).map(([key, answer]) =>
     textButton(key, () => {
@@ -33,7 +29,7 @@ function question(call, decide) {
   return node;
 }
 
-function report(call) {
+export function report(call) {
   const refused = call.state === "refused" ? ` · ${word("refused")}` : "";
   const summary = element("summary", {}, icon("right"), element("span", {}, `${nameOf(call)}${refused}`));
   return element("details", { className: "thoughts call" }, summary, element("div", {}, `${given(call)}\n\n${call.result}`.trim()));

@@ -1,6 +1,6 @@
 // Messages in the page: a question of the reader's, or an answer that may still grow.
 
-import { callNode } from "./calls.js";
+import { question, report } from "./calls.js";
 import { element, icon, iconButton, rendered, textButton } from "./dom.js";
 import { expertsButton } from "./experts.js";
 import { fileChip } from "./files.js";
@@ -98,7 +98,9 @@ export class AnswerView extends MessageView {
     this.tail = element("div", { className: "tail" });
     this.body.append(this.tail);
     this.calls = element("div");
+    this.questions = element("div");
     this.body.before(this.calls);
+    this.body.after(this.questions);
     if (message.status === "running") this.begin();
     else this.finish(message);
   }
@@ -129,7 +131,7 @@ export class AnswerView extends MessageView {
     if (thoughts) this.#think(thoughts);
     if (this.text) this.#endThinking();
     this.waiting.show(meter, Boolean(this.text || this.thoughts));
-    this.calls.append(...calls.map((call) => callNode(call)));
+    this.calls.append(...calls.map(report));
     if (settled) this.#insert(settled);
     this.tail.innerHTML = tail;
     label(this.tail);
@@ -204,8 +206,12 @@ export class AnswerView extends MessageView {
   }
 
   #showCalls({ calls = [], status }) {
-    const decide = (call) => (answer) => this.acts.decide(this.message, call, answer);
-    this.calls.replaceChildren(...calls.map((call) => callNode(call, status === "asking" && decide(call))));
+    const asked = calls.filter(({ state }) => status === "asking" && state === "asked");
+    const known = calls.filter((call) => !asked.includes(call));
+    this.calls.replaceChildren(...known.map(report));
+    this.questions.replaceChildren(
+      ...asked.map((call) => question(call, (answer) => this.acts.decide(this.message, call, answer))),
+    );
   }
 
   #tellEnd({ status, error, finish }) {
