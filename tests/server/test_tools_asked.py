@@ -258,3 +258,28 @@ def test_a_reader_gets_the_calls_of_a_growing_answer(http: httpx.Client) -> None
     got = list(events(http, id, again["id"]))
     seen = [made for each in got[:-1] for made in each.get("calls", each.get("snapshot", {}).get("calls"))]
     assert [made["result"] for made in seen] == ["51"]
+
+
+def test_an_imported_question_is_asked_and_one_without_a_call_is_not(http: httpx.Client) -> None:
+    id, _ = question(http, "multiply")
+    [whole] = json.loads(http.get(f"{AT}/{id}/export").text)
+
+    def imported(value: dict[str, Any]) -> dict[str, Any]:
+        [copy] = http.post(f"{AT}/import", json={"text": json.dumps([value])}).json()["conversations"]
+        read: dict[str, Any] = http.get(f"{AT}/{copy['id']}").json()
+        return read
+
+    copy = imported(whole)
+    asking = copy["messages"][1]
+    assert (asking["status"], copy["allowed"]) == ("asking", [])
+    assert decided(http, copy["id"], asking, "once")["calls"][0]["result"] == "51"
+    whole["messages"][1]["calls"] = []
+    assert imported(whole)["messages"][1]["status"] == "interrupted"
+
+
+def test_always_for_a_tool_that_is_off_allows_nothing(http: httpx.Client) -> None:
+    id, asking = question(http, "multiply")
+    http.patch(f"{AT}/{id}", json={"settings": {"tools": ["files"]}})
+    done = decided(http, id, asking, "always")
+    assert done["calls"][0]["result"].startswith("Error: There is no tool")
+    assert http.get(f"{AT}/{id}").json()["allowed"] == []

@@ -85,6 +85,8 @@ class RunningAnswer:
             logger.error("answer %s", self.message.id, exc_info=fault)
         if faults[0]:
             self._failure = "The server failed while it stored the answer. Try again"
+        if status == "asking" and self._ends_as == "stopped":  # while the last of it was stored
+            status = "stopped"
         await self._store_end("failed" if self._failure else status, self._failure or error)
         self._is_finished = True
         self._tell()
