@@ -82,6 +82,10 @@ SCRIPT = {
     "How deep is": f"<think>\nThe deepest place?\n</think>\n\nEleven {HELD}kilometres.",
     "wide": WIDE,
     "exploded": "One \N{COLLISION SYMBOL}",
+    "tool: 98.": "At 100 m, about **98.5 %** of the pressure is that of the water.",
+    "pressure": """<think>\nPressure of the water over the whole.\n</think>\n\nI compute it. <tool_call>
+{"name": "calculator", "arguments": {"expression": "round(100 * 1025 * 9.81 * 100 / (1025 * 9.81 * 100 + 15300), 1)"}}
+</tool_call>""",
 }
 LINES = "".join(json.dumps({"prompt": f"Say {n}", "completion": f"{n} fish"}) + "\n" for n in range(20))
 CHOOSE = """
@@ -231,6 +235,28 @@ def settings(stage: Stage) -> None:
     stage.page.wait("#schema-wrong:not([hidden])")
 
 
+def tools(stage: Stage) -> None:
+    settings(stage)
+    for tool in ("calculator", "files"):
+        stage.click(f"#tool-{tool}")
+    stage.page.browser.execute_script("document.getElementById('tool-files').scrollIntoView()")
+
+
+def asking(stage: Stage) -> None:
+    stage.click("#settings-open")
+    stage.click("#tool-calculator")
+    stage.click("#settings-form [type=submit]")
+    stage.page.ask("How much of the pressure at 100 m is that of the water?")
+    stage.page.wait(".ask button")
+
+
+def called(stage: Stage) -> None:
+    asking(stage)
+    stage.click(".ask button")
+    stage.page.wait_for_end()
+    stage.click(".call summary")
+
+
 def models(stage: Stage) -> None:
     stage.click("#library-open")
     stage.click('.model[aria-label="sparse"] summary')
@@ -299,6 +325,7 @@ STATES: dict[str, Callable[[Stage], None]] = {
     state.__name__: state
     for state in (
         *(empty, answer, streaming, branches, editing, wide, failing, sidebar, menu, deleted, search, settings, models),
+        *(tools, asking, called),
         *(beside, experts, finetune, learning, learned, statistics, help, confirm, gate),
     )
 }

@@ -133,7 +133,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             else:
                 values = [self.listed(arg) if isinstance(arg, Iterator) else arg for arg in args[num_own:]]
                 if name in _OF_EACH:
-                    values[:1] = map(self.listed, values[:1])
+                    values[:1] = [self.listed(values[0] or ())]  # none of nothing, as in jinja2
                     paths = sum(len(arg) for arg in (*values[1:], *kwargs.values()) if isinstance(arg, str))
                     budget.spend(ITEM * (1 + len(values[0])) * (1 + paths // 8))
                 else:

@@ -164,7 +164,7 @@ def test_only_the_path_is_sent_with_the_settings_and_the_files(http: httpx.Clien
         ({"sampling": {"temperature": "hot"}}, "temperature"),
         ({"sampling": {"messages": []}}, "sampling.messages"),
         ({"sampling": {"reasoning_effort": "endless"}}, "reasoning_effort"),
-        ({"tools": ["calculator"]}, "settings.tools"),
+        ({"tools": ["shell"]}, "settings.tools"),
         ({"model": "absent"}, "model"),
     ],
     ids=str,

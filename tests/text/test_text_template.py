@@ -379,6 +379,15 @@ def test_filters_of_items_are_true_as_in_transformers_even_of_no_items(tokenizer
     assert chat_template(source, tokenizer).render(CHAT) == "yes" + CHAT[0]["role"]
 
 
+@pytest.mark.parametrize("nothing", ["none", "never_defined", "''"])
+@pytest.mark.parametrize("filter", ["map(attribute='name')", "selectattr('name')", "rejectattr('name')", "select"])
+def test_filters_of_items_find_nothing_in_nothing_as_in_transformers(
+    tokenizer: Tokenizer, nothing: str, filter: str
+) -> None:
+    source = f"{{% for item in {nothing}|{filter} %}}{{{{ item }}}}{{% endfor %}}none"
+    assert chat_template(source, tokenizer).render(CHAT) == "none"
+
+
 def test_a_namespace_may_hold_a_namespace_and_json_be_indented(tokenizer: Tokenizer) -> None:
     source = "{% set a = namespace(n=1) %}{% set b = namespace(a=a) %}{{ b.a.n }}{{ {'k': [1]}|tojson(indent=2) }}"
     assert chat_template(source, tokenizer).render(CHAT) == '1{\n  "k": [\n    1\n  ]\n}'

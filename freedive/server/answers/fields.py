@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from freedive.errors import UserError
 from freedive.server.conversations.fields import Id
 from freedive.server.conversations.records import Label
 from freedive.server.request_body import RequestBody
+
+Decision = Literal["once", "always", "refuse"]
+"""Whether a call may run: this one, all of its tool in this conversation, or not."""
+
+
+class DecisionRequest(RequestBody):
+    """The user's answer to the question about a call."""
+
+    answer: Decision
 
 
 class AnswerRequest(RequestBody):

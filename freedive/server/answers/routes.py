@@ -6,7 +6,7 @@ from fastapi import Request
 
 from freedive.json_object import Json
 from freedive.server.answers.answers import Answers
-from freedive.server.answers.fields import AnswerRequest
+from freedive.server.answers.fields import AnswerRequest, DecisionRequest
 from freedive.server.conversations.routes import PREFIX
 from freedive.server.routing import APIRouter
 from freedive.server.stream import EventStream
@@ -29,6 +29,10 @@ def router(answers: Answers) -> APIRouter:
     @routes.get("/{id}/answers/{message}/experts", response_model=None)
     async def experts(id: str, message: str, request: Request) -> EventStream:
         return EventStream(await answers.experts(request, id, message))
+
+    @routes.post("/{id}/answers/{message}/calls/{call}")
+    async def decide(id: str, message: str, call: str, body: DecisionRequest, request: Request) -> Json:
+        return vars(await answers.decide(request, id, message, call, body.answer))
 
     @routes.post("/{id}/answers/{message}/stop")
     async def stop(id: str, message: str, request: Request) -> Json:

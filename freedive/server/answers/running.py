@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Literal
@@ -15,36 +15,48 @@ from fastapi.concurrency import run_in_threadpool
 from freedive.errors import UserError
 from freedive.json_object import Json
 from freedive.server.answers.meter import running_meter, timings_of, usage_of
+from freedive.server.answers.prompt import MAX_CALLS, Background
 from freedive.server.answers.transcript import Transcript
 from freedive.server.completion_stream import Completions
 from freedive.server.conversations.messages import End
-from freedive.server.conversations.records import Message
+from freedive.server.conversations.records import Message, ToolCall
 from freedive.server.conversations.store import ConversationStore
 from freedive.server.page.rendering import FRAME_S, RENDER_SHARE
 from freedive.server.stream import event
+from freedive.text.dialects.dialect import Call
 from freedive.text.dialects.parser import joined
 
 logger = logging.getLogger(__name__)
 
 WRITE_S = 0.5
 """Seconds between two writes of what arrived: the end of the process loses no more than that."""
+MAX_NAME = 1000
+"""Characters of the name of a tool that a model made up."""
 WAIT_S = 0.5
 """Seconds between two updates of the meter while nothing arrives."""
 
-Generate = Callable[[], Awaitable[Completions]]
+Generate = Callable[[Message | None], Awaitable[Completions]]
+"""Begins the first round of an answer (None), or the next one of what there is of it."""
 
 
 class RunningAnswer:
     """The ``message`` of a conversation of ``owner`` in ``store`` while it is generated. Belongs to one event loop.
 
+    An answer has one round more each time the model has called tools. It ends early, as ``asking``, if the user must be
+    asked about a call.
+
     Three tasks share what has arrived: one receives it, one stores it twice a second, and one renders it if there are
     listeners. Listeners get what they lack whenever something was rendered, so a slow one gets fewer, larger updates.
     """
 
-    def __init__(self, store: ConversationStore, owner: str, conversation: str, message: Message) -> None:
+    def __init__(
+        self, store: ConversationStore, owner: str, conversation: str, message: Message, background: Background
+    ) -> None:
         self.message = message
         self.completions: Completions | None = None
-        self.transcript = Transcript(message.reasoning, message.content)
+        self.transcript = Transcript(message.reasoning, message.content, message.calls)
+        self._background = background
+        self._usage = message.usage
         self._store = store
         self._place = (owner, conversation, message.id)
         self._unwritten = (len(message.reasoning), len(message.content))
@@ -73,6 +85,8 @@ class RunningAnswer:
             logger.error("answer %s", self.message.id, exc_info=fault)
         if faults[0]:
             self._failure = "The server failed while it stored the answer. Try again"
+        if status == "asking" and self._ends_as == "stopped":  # while the last of it was stored
+            status = "stopped"
         await self._store_end("failed" if self._failure else status, self._failure or error)
         self._is_finished = True
         self._tell()
@@ -136,10 +150,50 @@ class RunningAnswer:
         except Exception:
             logger.exception("answer %s failed", self.message.id)
             return "failed", "The server failed while it computed the answer. Try again"
-        return "complete", ""
+        return "asking" if self._asks else "complete", ""
+
+    @property
+    def _asks(self) -> bool:
+        return any(call["state"] == "asked" for call in self.transcript.calls)
 
     async def _receive(self, generate: Generate) -> None:
-        starting = asyncio.ensure_future(generate())
+        calls = await self._receive_round(generate, None)
+        while calls:
+            self.transcript.calls += await self._called(calls)
+            self._arrived.set()
+            if self._asks:
+                break
+            self._usage, self.completions, self._finish = usage_of(self.completions, self._usage), None, ""
+            calls = await self._receive_round(generate, self._so_far())
+
+    def _so_far(self) -> Message:
+        parts = {"content": self.transcript.text, "reasoning": self.transcript.thoughts, "calls": self.transcript.calls}
+        return Message(**{**vars(self.message), **parts})
+
+    async def _called(self, calls: Sequence[Call]) -> list[ToolCall]:
+        """Stores the calls of a round, with the results of those that need not be asked about, and returns them."""
+        before = self.transcript.calls
+        new: list[ToolCall] = [
+            {
+                "id": f"call{len(before) + index:05}",
+                "name": call.name[:MAX_NAME],
+                "arguments": call.arguments,
+                "state": "asked",
+                "result": "",
+                "round": before[-1]["round"] + 1 if before else 0,
+                "text_end": len(self.transcript.text),
+                "thoughts_end": len(self.transcript.thoughts),
+            }
+            for index, call in enumerate(calls[:MAX_CALLS])
+        ]
+        allowed = self._background.is_allowed
+        done = [await run_in_threadpool(self._background.done, each) if allowed(each["name"]) else each for each in new]
+        await run_in_threadpool(self._store.messages.add_calls, *self._place, done)
+        return done
+
+    async def _receive_round(self, generate: Generate, so_far: Message | None) -> list[Call]:
+        """Receives what the model writes until it ends, and returns its calls."""
+        starting = asyncio.ensure_future(generate(so_far))
         try:
             self.completions = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -147,17 +201,19 @@ class RunningAnswer:
             raise
         if self._hurries:
             self.answer_now()
-        begun = None
+        begun, thought_s, calls = None, self._thought_s, list[Call]()
         async with aclosing(self.completions.deltas()) as deltas:
             async for delta in deltas:
                 part = joined(delta.events)
                 self.transcript.add(part)
                 begun = begun or time.perf_counter()
                 if part.reasoning:
-                    self._thought_s = time.perf_counter() - begun
+                    self._thought_s = thought_s + time.perf_counter() - begun
+                calls += part.calls
                 if delta.finish:
                     self._finish = "repetition" if delta.stop_reason == "repetition" else delta.finish
                 self._arrived.set()
+        return calls
 
     async def _write(self) -> None:
         while not await _has_passed(self._over, WRITE_S):
@@ -195,15 +251,14 @@ class RunningAnswer:
 
     async def _store_end(self, status: End, error: str) -> None:
         owner, conversation, id = self._place
-        usage, timings = usage_of(self.completions, self.message.usage), timings_of(self.completions, self._thought_s)
+        usage, timings = usage_of(self.completions, self._usage), timings_of(self.completions, self._thought_s)
         more: dict[str, Any] = {"error": error, "finish": self._finish, "usage": usage, "timings": timings}
         finish = partial(self._store.messages.finish, owner, conversation, id, status, **more)
         try:
             self.message = await run_in_threadpool(finish)
         except UserError as failure:
             logger.warning("the end of answer %s was not stored: %s", id, failure)
-            whole = {"content": self.transcript.text, "reasoning": self.transcript.thoughts, "status": status}
-            self.message = Message(**{**vars(self.message), **whole, **more})
+            self.message = Message(**{**vars(self._so_far()), "status": status, **more})
 
 
 def _end(message: Message) -> Json:

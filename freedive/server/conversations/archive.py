@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from textwrap import indent
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,7 +21,7 @@ from freedive.errors import UserError
 from freedive.json_object import Json
 from freedive.server.api_errors import explain
 from freedive.server.conversations.fields import Settings
-from freedive.server.conversations.records import ConversationDraft, MessageDraft
+from freedive.server.conversations.records import ConversationDraft, MessageDraft, ToolCall
 
 MARK = "freedive"
 VERSION = 1
@@ -43,7 +44,8 @@ def from_json(value: Json) -> ConversationDraft:
     for index, message in enumerate(draft.messages):
         _check(message.parent is None or 0 <= message.parent < index, f"the parent of message {index}")
         _check(all(0 <= file < len(draft.files) for file in message.files), f"a file of message {index}")
-        if message.status == "running":
+        asks = message.role == "assistant" and any(call["state"] == "asked" for call in message.calls)
+        if message.status == "running" or (message.status == "asking" and not asks):
             message.status = "interrupted"
     _check(draft.leaf is None or 0 <= draft.leaf < len(draft.messages), "the leaf")
     return draft
@@ -92,4 +94,11 @@ def _section(message: MessageDraft, draft: ConversationDraft) -> str:
     files = ", ".join(" ".join(draft.files[index].name.split()) for index in message.files)
     thoughts = "\n".join(f"> {line}".rstrip() for line in message.reasoning.splitlines())
     error = f"({message.status}{': ' * bool(message.error)}{message.error})" if message.status != "complete" else ""
-    return "\n\n".join(filter(None, [heading, files and f"Files: {files}", thoughts, message.content, error]))
+    parts = [heading, files and f"Files: {files}", thoughts, *map(_call, message.calls), message.content, error]
+    return "\n\n".join(filter(None, parts))
+
+
+def _call(call: ToolCall) -> str:
+    """Returns a call and its result as an indented block, in which nothing is Markdown."""
+    name = " ".join(call["name"].split())
+    return indent(f"{name} {call['arguments']} ({call['state']})\n{call['result']}".rstrip(), "    ", lambda line: True)

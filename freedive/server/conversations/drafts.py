@@ -27,6 +27,7 @@ def insert_draft(sql: sqlite3.Connection, prefix: str, owner: str, draft: Conver
         None,
         json.dumps(draft.settings),
         None,
+        "[]",  # what is imported is asked about
     )
     query = f"INSERT INTO conversation ({COLUMNS}, owner, num_documents) VALUES ({'?, ' * len(row)}?, 0)"
     number = sql.execute(query, (*row, owner)).lastrowid
@@ -70,6 +71,7 @@ def draft_of(tree: Tree, texts: Sequence[str]) -> ConversationDraft:
                 usage=each.usage,
                 timings=each.timings,
                 created=each.created,
+                calls=each.calls,
             )
             for each in tree.messages
         ],

@@ -10,13 +10,23 @@ from typing import Literal
 
 from freedive.errors import NotFound, UserError
 from freedive.json_object import Json
-from freedive.server.conversations.records import Conversation, Message, MessageDraft, now, title_of
+from freedive.server.conversations.records import (
+    Conversation,
+    Message,
+    MessageDraft,
+    Status,
+    ToolCall,
+    now,
+    refused,
+    searched,
+    title_of,
+)
 from freedive.server.conversations.room import Room
 from freedive.server.conversations.rows import MESSAGE_COLUMNS, grow, message_in, new_id, next_document, owned
 from freedive.server.conversations.search import add_document, remove_document
 from freedive.server.storage.database import Database
 
-End = Literal["complete", "stopped", "interrupted", "failed"]
+End = Literal["complete", "asking", "stopped", "interrupted", "failed"]
 
 
 CUT = frozenset({"length", "repetition"})
@@ -67,13 +77,40 @@ class Messages:
         with self._database.writing() as sql:
             number, _ = owned(sql, owner, conversation)
             message = message_in(sql, number, id)
-            if message.role != "assistant" or message.status == "running":
+            if message.role != "assistant" or message.status in ("running", "asking"):
                 raise UserError("Only an answer that has ended can be continued", "Wait for its end", param="continue")
             if message.status == "complete" and message.finish not in CUT:
                 raise UserError("The answer is complete", "Ask for another one", param="continue")
-            (document,) = sql.execute("SELECT document FROM message WHERE id = ?", (id,)).fetchone()
-            remove_document(sql, number, document, message.content)
-            sql.execute("UPDATE message SET status = 'running', error = '', finish = '' WHERE id = ?", (id,))
+            _change(sql, number, message, "running", refused(message.calls))
+            return message_in(sql, number, id)
+
+    def add_calls(self, owner: str, conversation: str, id: str, calls: list[ToolCall]) -> None:
+        """Stores further calls of a running message. Raises NotFound if it does not run (any more)."""
+        with self._database.writing() as sql:
+            number = _running(sql, owner, conversation, id)
+            all = [*message_in(sql, number, id).calls, *calls]
+            grow(sql, number, len(json.dumps(calls)))
+            sql.execute("UPDATE message SET calls = ? WHERE id = ?", (json.dumps(all), id))
+
+    def decide(
+        self, owner: str, conversation: str, id: str, calls: list[ToolCall], status: Status, *, allow: str = ""
+    ) -> Message:
+        """Stores what became of calls about which the user was asked, and how the answer goes on.
+
+        ``allow`` is a tool about which the user is not asked any more. Raises UserError if one of the calls that are
+        decided in ``calls`` was decided before, or if the message does not ask.
+        """
+        with self._database.writing() as sql:
+            number, before = owned(sql, owner, conversation)
+            message = message_in(sql, number, id)
+            undecided = {call["id"] for call in message.calls if call["state"] == "asked"}
+            unasked = {call["id"] for call in calls if call["state"] == "asked"}
+            if message.status != "asking" or not unasked < undecided:
+                raise answered()
+            _change(sql, number, message, status, calls)
+            if allow:
+                allowed = json.dumps(sorted({*before.allowed, allow}))
+                sql.execute("UPDATE conversation SET allowed = ? WHERE number = ?", (allowed, number))
             return message_in(sql, number, id)
 
     def finish(
@@ -117,6 +154,7 @@ def insert_message(
         usage=draft.usage,
         timings=draft.timings,
         created=draft.created,
+        calls=draft.calls,
     )
     values = [getattr(message, name) for name in MESSAGE_COLUMNS.split(", ")]
     row = [json.dumps(value) if isinstance(value, dict | list) else value for value in values]
@@ -124,8 +162,24 @@ def insert_message(
     query = f"INSERT INTO message (conversation, document, {MESSAGE_COLUMNS}) VALUES (?, ?{', ?' * len(row)})"
     sql.execute(query, (number, document, *row))
     if message.status != "running":
-        add_document(sql, number, document, message.content)
+        add_document(sql, number, document, searched(message.content, message.calls))
     return message
+
+
+def answered() -> UserError:
+    """Returns the error for a question that is not asked, or not any more."""
+    return UserError("This question has been answered already", "Read the conversation again", param="call")
+
+
+def _change(sql: sqlite3.Connection, number: int, message: Message, status: Status, calls: list[ToolCall]) -> None:
+    """Gives a message that does not run another status and other calls; it can be searched unless it runs now."""
+    (document,) = sql.execute("SELECT document FROM message WHERE id = ?", (message.id,)).fetchone()
+    remove_document(sql, number, document, searched(message.content, message.calls))
+    query = "UPDATE message SET status = ?, calls = ?, error = '', finish = '' WHERE id = ?"
+    sql.execute(query, (status, json.dumps(calls), message.id))
+    grow(sql, number, len(json.dumps(calls)) - len(json.dumps(message.calls)))
+    if status != "running":
+        add_document(sql, number, document, searched(message.content, calls))
 
 
 def pieces(sql: sqlite3.Connection, message: Message) -> Message:
@@ -148,7 +202,7 @@ def end_message(sql: sqlite3.Connection, id: str, status: End) -> Message:
     row = (message.content, message.reasoning, status, id)
     sql.execute("UPDATE message SET content = ?, reasoning = ?, status = ? WHERE id = ?", row)
     sql.execute("DELETE FROM piece WHERE message = ?", (id,))
-    add_document(sql, number, document, message.content)
+    add_document(sql, number, document, searched(message.content, message.calls))
     return message
 
 

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from freedive.errors import NotFound
 from freedive.json_object import Json
 from freedive.server.request_body import JsonObject, Text
 
 Role = Literal["user", "assistant"]
-Status = Literal["complete", "running", "stopped", "interrupted", "failed"]
-"""``stopped`` by the user; ``interrupted`` by the end of the server; ``failed`` with an ``error``."""
+Status = Literal["complete", "running", "asking", "stopped", "interrupted", "failed"]
+"""``asking``: the user is asked about a call. ``stopped`` by the user; ``interrupted`` by the end of the server;
+``failed`` with an ``error``."""
 
 MAX_TITLE = 300
 """Characters of a title, of a folder's name, and of a file's name."""
@@ -44,6 +46,7 @@ class Conversation:
     """A conversation without its messages. ``named``: the user chose the title; ``deleted``: when, if it was.
 
     ``leaf`` is the message at which the current path ends. ``settings`` holds what its answers are asked with.
+    ``allowed`` are tools that the user need not be asked about: only an answer to such a question adds one.
     """
 
     id: str
@@ -56,6 +59,32 @@ class Conversation:
     deleted: int | None
     settings: Json
     leaf: str | None
+    allowed: list[str]
+
+
+class ToolCall(TypedDict):
+    """A call of a tool in an answer: in its round, counted from 0, after so many characters of text and of thoughts.
+
+    ``result`` is what the model is told; while ``state`` is ``asked``, nothing was run and there is none.
+    """
+
+    id: Label
+    name: Label
+    arguments: LongText
+    state: Literal["asked", "done", "refused"]
+    result: LongText
+    round: Count
+    text_end: Count
+    thoughts_end: Count
+
+
+REFUSED = "The user refused this call. Go on without it."
+"""What the model is told instead of a result."""
+
+
+def refused(calls: list[ToolCall]) -> list[ToolCall]:
+    """Returns ``calls`` with those refused about which the user would still be asked."""
+    return [{**call, "state": "refused", "result": REFUSED} if call["state"] == "asked" else call for call in calls]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +92,7 @@ class Message:
     """A message of a tree: ``parent`` is the one before it. Messages with the same parent are alternatives.
 
     ``files`` are ids of files of the conversation. ``finish`` is why the model ended an answer: stop, length,
-    repetition or tool_calls; "" if it did not end it.
+    repetition or tool_calls; "" if it did not end it. ``calls`` are the calls of tools in an answer, in order.
     """
 
     id: str
@@ -79,6 +108,7 @@ class Message:
     usage: Json
     timings: Json
     created: int
+    calls: list[ToolCall]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +170,7 @@ class MessageDraft:
     usage: Annotated[dict[Label, Count], Field(max_length=100)] = field(default_factory=dict)
     timings: Annotated[dict[Label, Duration], Field(max_length=100)] = field(default_factory=dict)
     created: Time = field(default_factory=now)
+    calls: Annotated[list[ToolCall], Field(max_length=1000)] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -156,6 +187,11 @@ class ConversationDraft:
     messages: Annotated[list[MessageDraft], Field(max_length=MAX_DOCUMENTS >> 1)] = field(default_factory=list)
     leaf: int | None = None
     files: Annotated[list[FileDraft], Field(max_length=MAX_DOCUMENTS >> 2)] = field(default_factory=list)
+
+
+def searched(content: str, calls: list[ToolCall]) -> str:
+    """Returns the text by which a message is found: its own, then its calls with their results."""
+    return "\n".join([content, *(f"{call['name']} {call['arguments']} {call['result']}" for call in calls)])
 
 
 def title_of(content: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from freedive.errors import UserError
+from freedive.server.conversations.records import searched
 from freedive.server.conversations.search import remove_document
 from freedive.server.storage.database import num_bytes
 
@@ -66,16 +68,16 @@ class Room:
 
 def remove(sql: sqlite3.Connection, number: int) -> None:
     """Removes a conversation with all that belongs to it, also from the index."""
-    for document, text in _documents(sql, number):
-        remove_document(sql, number, document, text)
+    for document, text, calls in _documents(sql, number):
+        remove_document(sql, number, document, searched(text, json.loads(calls)))
     sql.execute("DELETE FROM conversation WHERE number = ?", (number,))
 
 
-def _documents(sql: sqlite3.Connection, number: int) -> Iterator[tuple[int, str]]:
-    """Yields the number and text of each document of a conversation that is in the index."""
+def _documents(sql: sqlite3.Connection, number: int) -> Iterator[tuple[int, str, str]]:
+    """Yields the number, the text and the calls of each document of a conversation that is in the index."""
     query = """
-        SELECT 0, title FROM conversation WHERE number = ?1
-        UNION ALL SELECT document, content FROM message WHERE conversation = ?1 AND status != 'running'
-        UNION ALL SELECT document, name FROM file WHERE conversation = ?1
+        SELECT 0, title, '[]' FROM conversation WHERE number = ?1
+        UNION ALL SELECT document, content, calls FROM message WHERE conversation = ?1 AND status != 'running'
+        UNION ALL SELECT document, name, '[]' FROM file WHERE conversation = ?1
     """
     yield from sql.execute(query, (number,)).fetchall()

@@ -43,6 +43,8 @@ Count = Callable[[Request, str, str], Awaitable[int | None]]
 
 MEDIA_TYPES = {"json": "application/json", "markdown": "text/markdown; charset=utf-8"}
 ENDINGS = {"json": "json", "markdown": "md"}
+HIDDEN = ("settings", "deleted", "leaf", "allowed")
+"""What lists do not show of a conversation."""
 
 
 def router(chats: Chats, rendered: Rendered, count: Count) -> APIRouter:
@@ -172,8 +174,8 @@ def _change(chats: Chats, owner: str, id: str, body: ChangeRequest) -> Conversat
 
 
 def _summary(conversation: Conversation) -> Json:
-    """Returns a conversation as it stands in lists, without its settings."""
-    return {name: value for name, value in vars(conversation).items() if name not in ("settings", "deleted", "leaf")}
+    """Returns a conversation as it stands in lists."""
+    return {name: value for name, value in vars(conversation).items() if name not in HIDDEN}
 
 
 def _whole(tree: Tree, htmls: Sequence[str] | None) -> Json:

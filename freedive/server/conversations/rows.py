@@ -11,9 +11,11 @@ from freedive.errors import NotFound, UserError
 from freedive.server.conversations.records import MAX_DOCUMENTS, Conversation, File, Message
 from freedive.server.conversations.schema import EACH
 
-COLUMNS = "id, title, named, folder, pinned, created, updated, deleted, settings, leaf"
+COLUMNS = "id, title, named, folder, pinned, created, updated, deleted, settings, leaf, allowed"
 """The columns of a conversation, in the order of :func:`conversation_of`."""
-MESSAGE_COLUMNS = "id, parent, role, content, reasoning, files, model, status, error, finish, usage, timings, created"
+MESSAGE_COLUMNS = (
+    "id, parent, role, content, reasoning, files, model, status, error, finish, usage, timings, created, calls"
+)
 FILE_COLUMNS = "id, name, media_type, num_bytes, num_tokens, created"
 
 NUM_ID_BYTES = 12
@@ -26,7 +28,7 @@ def new_id(prefix: str) -> str:
 
 def conversation_of(row: tuple[Any, ...]) -> Conversation:
     """Returns the conversation of a row of :data:`COLUMNS`."""
-    id, title, named, folder, pinned, created, updated, deleted, settings, leaf = row
+    id, title, named, folder, pinned, created, updated, deleted, settings, leaf, allowed = row
     return Conversation(
         id=id,
         title=title,
@@ -38,12 +40,13 @@ def conversation_of(row: tuple[Any, ...]) -> Conversation:
         deleted=deleted,
         settings=json.loads(settings),
         leaf=leaf,
+        allowed=json.loads(allowed),
     )
 
 
 def message_of(row: tuple[Any, ...]) -> Message:
     """Returns the message of a row of :data:`MESSAGE_COLUMNS`."""
-    id, parent, role, content, reasoning, files, model, status, error, finish, usage, timings, created = row
+    id, parent, role, content, reasoning, files, model, status, error, finish, usage, timings, created, calls = row
     return Message(
         id=id,
         parent=parent,
@@ -58,6 +61,7 @@ def message_of(row: tuple[Any, ...]) -> Message:
         usage=json.loads(usage),
         timings=json.loads(timings),
         created=created,
+        calls=json.loads(calls),
     )
 
 

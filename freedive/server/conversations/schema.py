@@ -84,6 +84,10 @@ CREATE VIRTUAL TABLE word USING fts5 (
 """,
     "ALTER TABLE message ADD COLUMN finish TEXT NOT NULL DEFAULT '';\n",
     _NUM_BYTES,
+    """
+ALTER TABLE message ADD COLUMN calls TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE conversation ADD COLUMN allowed TEXT NOT NULL DEFAULT '[]';
+""",
 )
 """A piece is what a running message received since its row was written: appending must not rewrite a long answer.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from freedive.server.conversations.records import Conversation, now
+from freedive.server.conversations.records import Conversation, now, searched
 from freedive.server.conversations.rows import COLUMNS, conversation_of
 from freedive.server.conversations.schema import DOCUMENT_BITS
 from freedive.server.conversations.words import Term, indexed, terms, without_accents
@@ -32,8 +33,8 @@ WHERE word MATCH ? GROUP BY conversation
 """
 _IN_ONE = "SELECT rowid FROM word WHERE word MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid DESC LIMIT ?"
 _CONTENT = f"""
-SELECT id, NULL, substr(content, 1, {SHOWN}) FROM message WHERE conversation = ?1 AND document = ?2
-UNION ALL SELECT NULL, id, name FROM file WHERE conversation = ?1 AND document = ?2
+SELECT id, NULL, substr(content, 1, {SHOWN}), calls FROM message WHERE conversation = ?1 AND document = ?2
+UNION ALL SELECT NULL, id, name, '[]' FROM file WHERE conversation = ?1 AND document = ?2
 """
 
 
@@ -115,9 +116,9 @@ def _hit(sql: sqlite3.Connection, number: int, wanted: Sequence[Term]) -> Hit:
     snippets = []
     for (rowid,) in sql.execute(_IN_ONE, (any_term, first, first | _MASK, CANDIDATES)).fetchall():
         document = rowid & _MASK
-        place = sql.execute(_CONTENT, (number, document)).fetchone() if document else (None, None, conversation.title)
-        message, file, text = place
-        snippets.append(snippet(message, file, text, wanted))
+        title = (None, None, conversation.title, "[]")
+        message, file, text, calls = sql.execute(_CONTENT, (number, document)).fetchone() if document else title
+        snippets.append(snippet(message, file, searched(text, json.loads(calls))[:SHOWN], wanted))
         if message and snippets[-1][0] == len(wanted):
             break
     return Hit(conversation, max(snippets, key=lambda each: (each[0], each[1].message is not None))[1])

@@ -175,8 +175,10 @@ class ConversationStore:
                 remove_document(sql, number, 0, before.title)
                 add_document(sql, number, 0, changes["title"])
             if "settings" in changes:
+                tools = changes["settings"].get("tools") or ()  # one that is turned off is asked about again
                 changes["settings"] = json.dumps(changes["settings"])
                 grow(sql, number, len(changes["settings"]) - len(json.dumps(before.settings)))
+                changes["allowed"] = json.dumps([tool for tool in before.allowed if tool in tools])
             for name, value in changes.items():
                 sql.execute(f"UPDATE conversation SET {name} = ? WHERE number = ?", (value, number))
             if "settings" in changes:

@@ -30,10 +30,11 @@ function pause(signal) {
 }
 
 // An answer that had ended before we looked.
-const ended = ({ text, thoughts, status, error, meter }) => ({
+const ended = ({ text, thoughts, status, error, calls, meter }) => ({
   content: text,
   reasoning: thoughts,
   status,
   error,
+  calls,
   timings: meter,
 });

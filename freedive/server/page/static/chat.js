@@ -57,7 +57,8 @@ export class Chat {
 
   // What another device did meanwhile.
   async catchUp() {
-    if (!this.conversation.id || this.isRunning) return;
+    if (!this.conversation.id || this.#pending("running").length) return;
+    if (this.isRunning) return this.#renew();
     const before = this.conversation.tree.leaf;
     await this.conversation.reload();
     if (before !== this.conversation.tree.leaf) this.#draw();
@@ -71,9 +72,26 @@ export class Chat {
     return pairOf(tree, path, [this.on.model(), settings.beside]);
   }
 
-  #runningAnswers() {
+  // The shown answers that wait for the model ("running") or for the reader ("asking").
+  #pending(...statuses) {
     const shown = new Set([...this.conversation.tree.path(), ...(this.#pair() ?? [])]);
-    return [...shown].filter((message) => message.status === "running");
+    return [...shown].filter(({ status }) => statuses.includes(status));
+  }
+
+  // Shows what became of answers that asked the reader.
+  async #renew() {
+    const { conversation } = this;
+    const asking = this.#pending("asking");
+    await conversation.reload();
+    if (conversation !== this.conversation) return;
+    for (const { id } of asking) this.#views.delete(id);
+    this.#draw();
+  }
+
+  async #decide(answer, call, how) {
+    await this.conversation.decide(answer.id, call.id, how).catch((error) => toast(error.message));
+    await this.#renew().catch((error) => toast(error.message));
+    this.#views.get(answer.id)?.node.querySelector(".ask button")?.focus();
   }
 
   #draw() {
@@ -117,7 +135,7 @@ export class Chat {
       const end = await follow(conversation.eventsOf(message.id), view, signal, change);
       const finished = conversation.tree.put({ ...message, ...end });
       this.#following(() => view.finish(finished));
-      status.textContent = word("answer_there");
+      status.textContent = word(finished.status === "asking" ? "waits_for_you" : "answer_there");
     } catch (error) {
       if (signal.aborted) return;
       conversation.tree.put({ ...message, status: "failed" });
@@ -187,12 +205,13 @@ export class Chat {
   }
 
   async stop() {
-    const stops = this.#runningAnswers().map(({ id }) => this.conversation.stop(id));
-    await Promise.all(stops).catch((error) => toast(error.message));
+    const stops = this.#pending("running", "asking").map(({ id }) => this.conversation.stop(id));
+    const renew = () => this.#pending("asking").length && this.#renew();
+    await Promise.all(stops).then(renew).catch((error) => toast(error.message));
   }
 
   get isRunning() {
-    return this.#runningAnswers().length > 0;
+    return this.#pending("running", "asking").length > 0;
   }
 
   editLast() {
@@ -204,6 +223,7 @@ export class Chat {
     copy,
     openFile: (file) => this.#openFile(file),
     answer: (question) => this.#answer(question),
+    decide: (answer, call, how) => this.#decide(answer, call, how),
     answerNow: (answer) => this.conversation.answerNow(answer.id).catch((error) => toast(error.message)),
     regenerate: (answer) => this.#unlessRunning(() => this.#answer({ id: answer.parent }, this.#pair() ? answer.model : undefined)),
     continue: (answer) => this.#unlessRunning(() => this.#grow(answer.id, () => this.conversation.continue(answer.id))),

@@ -102,6 +102,7 @@ export class Conversation {
   }
 
   stop = (id) => post(`${this.path}/answers/${id}/stop`);
+  decide = (id, call, answer) => post(`${this.path}/answers/${id}/calls/${call}`, { answer });
   answerNow = (id) => post(`${this.path}/answers/${id}/answer-now`);
   eventsOf = (id) => `${this.path}/answers/${id}/events`;
   expertsOf = (id) => `${this.path}/answers/${id}/experts`;

@@ -1,5 +1,6 @@
 // Messages in the page: a question of the reader's, or an answer that may still grow.
 
+import { question, report } from "./calls.js";
 import { element, icon, iconButton, rendered, textButton } from "./dom.js";
 import { expertsButton } from "./experts.js";
 import { fileChip } from "./files.js";
@@ -96,6 +97,10 @@ export class AnswerView extends MessageView {
     super("answer", message, acts);
     this.tail = element("div", { className: "tail" });
     this.body.append(this.tail);
+    this.calls = element("div");
+    this.questions = element("div");
+    this.body.before(this.calls);
+    this.body.after(this.questions);
     if (message.status === "running") this.begin();
     else this.finish(message);
   }
@@ -105,26 +110,28 @@ export class AnswerView extends MessageView {
     this.text = this.thoughts = "";
     this.node.setAttribute("aria-busy", "true");
     this.waiting = new Waiting();
-    this.body.before(this.waiting.node);
+    this.calls.before(this.waiting.node);
     this.actions.replaceChildren(expertsButton());
   }
 
   // All that there is of a running answer; more comes with grow.
-  show({ html, tail, thoughts, text, meter }) {
+  show({ html, tail, thoughts, text, calls, meter }) {
     this.text = this.thoughts = "";
     this.fold?.remove();
     this.fold = null;
     this.body.replaceChildren(this.tail);
-    this.grow({ thoughts, text, settled: html, tail, meter });
+    this.calls.replaceChildren();
+    this.grow({ thoughts, text, settled: html, tail, calls, meter });
   }
 
   // The server sends safe HTML: blocks that have settled, and the block that still grows. Thoughts are plain text.
-  grow({ thoughts, text, settled, tail, meter }) {
+  grow({ thoughts, text, settled, tail, calls, meter }) {
     this.text += text;
     this.meter = meter;
     if (thoughts) this.#think(thoughts);
     if (this.text) this.#endThinking();
     this.waiting.show(meter, Boolean(this.text || this.thoughts));
+    this.calls.append(...calls.map(report));
     if (settled) this.#insert(settled);
     this.tail.innerHTML = tail;
     label(this.tail);
@@ -145,7 +152,7 @@ export class AnswerView extends MessageView {
       element("summary", {}, icon("right"), this.summary),
       this.thoughtText,
     );
-    this.body.before(this.fold);
+    this.calls.before(this.fold);
     if (!this.isRunning) return;
     this.thinkingSince = performance.now() - 1000 * (this.meter?.thought_s ?? 0);
     const hurry = ({ currentTarget }) => {
@@ -186,6 +193,7 @@ export class AnswerView extends MessageView {
     this.waiting?.remove();
     this.#endThinking();
     if (!streamed) this.#fill(message);
+    this.#showCalls(message);
     this.#tellEnd(message);
     this.#offerActions(message);
   }
@@ -197,14 +205,24 @@ export class AnswerView extends MessageView {
     if (message.html) this.#insert(message.html);
   }
 
+  #showCalls({ calls = [], status }) {
+    const asked = calls.filter(({ state }) => status === "asking" && state === "asked");
+    const known = calls.filter((call) => !asked.includes(call));
+    this.calls.replaceChildren(...known.map(report));
+    this.questions.replaceChildren(
+      ...asked.map((call) => question(call, (answer) => this.acts.decide(this.message, call, answer))),
+    );
+  }
+
   #tellEnd({ status, error, finish }) {
     if (status === "failed") this.notice(error || word("failed"), "error");
-    else if (status !== "complete") this.notice(word(status));
+    else if (!["complete", "asking"].includes(status)) this.notice(word(status));
     else if (CUT.includes(finish)) this.notice(word(finish));
   }
 
   #offerActions(message) {
     const { acts } = this;
+    if (message.status === "asking") return this.actions.replaceChildren();
     this.actions.replaceChildren(
       iconButton("copy", "copy", (event) => acts.copy(event.currentTarget, message.content)),
       iconButton("again", "regenerate", () => acts.regenerate(message)),

@@ -1,4 +1,4 @@
-// The settings of a conversation: system prompt, parameters, the form of answers; and presets of them.
+// The settings of a conversation: system prompt, parameters, the form of answers, tools; and presets of them.
 
 import { byId, element } from "./dom.js";
 import { PARAMETERS } from "./parameters.js";
@@ -48,11 +48,12 @@ function field({ kind, choices, min, max }, value) {
   return element("input", { type: "number", min, max, step: kind === "integer" ? 1 : "any", placeholder: value });
 }
 
-function fill({ system: prompt = "", sampling = {}, response_schema: wanted, ...rest }) {
+function fill({ system: prompt = "", sampling = {}, tools = [], response_schema: wanted, ...rest }) {
   others = rest;
   system.value = prompt;
   schema.value = wanted ? JSON.stringify(wanted, null, 2) : "";
   schemaWrong.hidden = true;
+  for (const box of form.tools) box.checked = tools.includes(box.value);
   for (const { name, kind } of PARAMETERS) {
     const value = sampling[name] ?? "";
     byId(`parameter-${name}`).value = kind === "lines" ? [value].flat().join("\n") : value;
@@ -67,12 +68,14 @@ function filled() {
     if (text === "") continue;
     sampling[name] = READ[kind](text);
   }
+  const tools = [...form.tools].filter((box) => box.checked).map((box) => box.value);
   const wanted = parsedSchema();
   if (wanted === undefined) return undefined;
   return {
     ...others,
     ...(system.value.trim() && { system: system.value }),
     ...(Object.keys(sampling).length && { sampling }),
+    ...(tools.length && { tools }),
     ...(wanted && { response_schema: wanted }),
   };
 }

@@ -41,7 +41,9 @@ export class Tree {
   // The message under which the next question stands, null for a first one. A question that got nothing is left out:
   // the next one is an alternative to it.
   lastAnswered() {
-    const answer = this.path().findLast(({ role, content, reasoning }) => role === "assistant" && (content || reasoning));
+    const answer = this.path().findLast(
+      ({ role, content, reasoning, calls }) => role === "assistant" && (content || reasoning || calls.length),
+    );
     return answer?.id ?? null;
   }
 
