@@ -13,7 +13,8 @@
     ├── Forbidden
     │   └── ForeignPage           (server/origins.py)
     ├── Overloaded
-    │   └── RateLimited           (server/rate_limits.py)
+    │   ├── RateLimited           (server/rate_limits.py)
+    │   └── LoadedJustNow         (server/models.py)
     ├── Unavailable
     │   └── UnreadableWeights     (model/batch.py)
     │       └── ChangedWeights    (model/batch.py)

@@ -37,7 +37,7 @@ RETRY_S = 10
 """Seconds between two attempts to reload a failed preloaded model without a request for it."""
 
 
-class _LoadedJustNow(Overloaded):
+class LoadedJustNow(Overloaded):
     """The model that would make room stays for as long as loading it took."""
 
 
@@ -285,7 +285,7 @@ class Models:
         while True:
             try:
                 return await self._loaded_now(slot)
-            except _LoadedJustNow:
+            except LoadedJustNow:
                 pass  # it may be replaced soon
             except Overloaded:
                 if time.monotonic() >= give_up_at or self._is_hopeless(slot):
@@ -328,7 +328,7 @@ class Models:
                 raise Overloaded(what, "Try again later")
             oldest = min(idle, key=lambda other: (other.preloaded, other.used_at))
             if oldest.stays_until > time.monotonic():  # else two models could replace each other for ever
-                raise _LoadedJustNow(f"'{oldest.entry.name}' was loaded just now", "Try again later")
+                raise LoadedJustNow(f"'{oldest.entry.name}' was loaded just now", "Try again later")
             await self._unload(oldest)
 
     async def _unload_idle(self, slot: Slot) -> None:

@@ -26,8 +26,8 @@ DIGITS = 25
 
 Number = Fraction | float
 
-_NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3}(?![0-9]))?")
-_TOKEN = re.compile(rf"\s*({_NUMBER.pattern}|[a-z]\w*|\*\*|//|.)", re.ASCII)
+_NUMBER = re.compile(r"(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,3}(?![0-9]))?")
+_TOKEN = re.compile(rf"\s*+({_NUMBER.pattern}|[a-z]\w*|\*\*|//|.)", re.ASCII)
 _SAME = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "^": "**"})
 """Other signs for the same operations."""
 
