@@ -359,6 +359,7 @@ def test_hostile_templates_end_soon_in_a_user_error(tokenizer: Tokenizer, case: 
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.matrix  # the cases of the test before, with their memory traced
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_rendering_is_bounded_in_time_and_memory(tokenizer: Tokenizer, case: str) -> None:
     template, begun = chat_template(HOSTILE[case], tokenizer), time.thread_time()
