@@ -9,7 +9,7 @@ import statistics
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import Request
 
@@ -19,6 +19,7 @@ from freedive.server.models import Models
 from freedive.server.request_record import CLIENT_LEFT, RequestRecord
 from freedive.server.routing import APIRouter
 from freedive.server.stats import NUM_REMEMBERED
+from freedive.server.tasks import running
 
 log = logging.getLogger(__name__)
 
@@ -82,13 +83,8 @@ class History:
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
         """Takes samples while the block runs."""
-        taking = asyncio.create_task(self._take_all())
-        try:
+        async with running(self._take_all()):
             yield
-        finally:
-            taking.cancel()
-            with suppress(asyncio.CancelledError):
-                await taking
 
     async def _take_all(self) -> None:
         while True:

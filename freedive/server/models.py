@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, TypeVar, cast
@@ -16,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from freedive.errors import NotFound, Overloaded, Unavailable, UserError
 from freedive.server.model import Model, Renamed
 from freedive.server.model_info import ModelInfo
+from freedive.server.tasks import running
 
 log = logging.getLogger(__name__)
 
@@ -349,10 +350,5 @@ class Models:
     @asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
         """Runs :meth:`expire` while the block runs."""
-        expiring = asyncio.create_task(self.expire())
-        try:
+        async with running(self.expire()):
             yield
-        finally:
-            expiring.cancel()
-            with suppress(asyncio.CancelledError):
-                await expiring
